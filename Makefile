@@ -1,0 +1,53 @@
+# `make` or `make help` lists the targets. Settings of `make full` are passed as RAW=… ROOT=… WEIGHTS=… and so on.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+# Each setting that was given to make goes to the notebooks as ANIMALS10_<name>.
+SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED
+ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
+
+.DEFAULT_GOAL := help
+.PHONY: help run full data test lint notebooks sample lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(READY) ## run the three notebooks on the shipped sample, in build/sample, and print the results
+	@ANIMALS10_PROFILE=sample $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
+
+full: $(READY) ## run them on your photographs: RAW= ROOT= WEIGHTS= ONLY= MAX_EPOCHS= IMAGE_SIZE= FORCE= SEED=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
+
+data: $(READY) ## download Animals-10 into data/raw-img
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/download.py
+
+test: $(READY) ## test the module and run the notebooks against their stored outputs (nbval)
+	@CUDA_VISIBLE_DEVICES=-1 $(BIN)/python -m pytest
+
+lint: $(READY) ## check style of module, scripts, tests and notebooks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+notebooks: $(READY) ## run the notebooks on the sample and store their outputs in the repository
+	@rm -rf build/notebooks
+	@ANIMALS10_PROFILE=sample ANIMALS10_ROOT=build/notebooks $(BIN)/python scripts/run_notebooks.py --store
+
+sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Emoji)
+	@$(BIN)/python scripts/draw_sample.py
+
+lock: $(READY) ## pin anew what requirements.txt needs in turn (needs uv)
+	@grep -v '^-c' requirements.txt | uv pip compile --universal --python-version 3.11 --quiet \
+		--no-header --no-annotate --no-emit-index-url - -o requirements.lock
+
+clean: ## delete build/ and caches; data, models, results and .venv stay
+	@rm -rf build .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints
+
+$(READY): requirements.txt requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
+		"Python 3.11 to 3.13 is needed; %s is %d.%d. Name another: make PYTHON=python3.12 …" % (sys.executable, *v))'
+	@echo "Installing into .venv (once; TensorFlow is large) …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
