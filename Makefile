@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+NOTEBOOKS := 01-preprocessing.ipynb 02-CNN-modeltraining.ipynb 03-transfer-learning.ipynb
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Each setting that was given to make goes to the notebooks as ANIMALS10_<name>.
@@ -24,8 +25,10 @@ full: $(READY) ## run them on your photographs: RAW= ROOT= WEIGHTS= ONLY= MAX_EP
 data: $(READY) ## download Animals-10 into data/raw-img
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/download.py
 
-test: $(READY) ## test the module and run the notebooks against their stored outputs (nbval)
-	@CUDA_VISIBLE_DEVICES=-1 $(BIN)/python -m pytest
+test: $(READY) ## test the module, and the notebooks against their stored outputs (nbval), in a temporary workspace
+	@workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
+		CUDA_VISIBLE_DEVICES=-1 ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace \
+		$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=1200 tests $(NOTEBOOKS)
 
 lint: $(READY) ## check style of module, scripts, tests and notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

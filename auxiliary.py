@@ -93,17 +93,14 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Reads the `ANIMALS10_*` variables; an empty one counts as unset.
 
-        Without `ANIMALS10_PROFILE` the profile is `full` where there are photographs (or `ANIMALS10_RAW` says where),
-        else `sample`, which is said aloud.
+        The profile is `full` where there are photographs or `ANIMALS10_RAW` is given, else `sample`, said aloud.
 
         Raises:
             StudyError: A value makes no sense; the message names the variable, the value and what is allowed.
         """
         prefix = "ANIMALS10_"
-        texts = {
-            name.removeprefix(prefix).lower(): environment[name] for name in environment if name.startswith(prefix)
-        }
-        given = {name: text.strip() for name, text in texts.items() if text.strip()}
+        given = {name.removeprefix(prefix).lower(): environment[name] for name in environment if prefix in name}
+        given = {name: text.strip() for name, text in given.items() if text.strip()}
         raw = Path(given.get("raw") or Path(given.get("root", REPOSITORY)) / "data" / "raw-img")
         profile = given.get("profile") or ("full" if "raw" in given or _holds_photographs(raw) else "sample")
         if profile == "sample":
@@ -126,10 +123,11 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     @pydantic.field_validator("weights")
     @classmethod
     def _weights_exist(cls, text: str) -> str:
-        path = Path(text).expanduser().resolve()
-        if text not in ("imagenet", "random") and not path.is_dir():
+        if text in ("imagenet", "random"):
+            return text
+        if not Path(text).expanduser().is_dir():
             raise ValueError("allowed is imagenet, random or an existing folder of <backbone>.weights.h5 files")
-        return text if text in ("imagenet", "random") else str(path)
+        return str(Path(text).expanduser().resolve())
 
     @pydantic.field_validator("only", mode="before")
     @classmethod
@@ -188,8 +186,8 @@ ANIMALS10_SIZE = 26_179  # photographs in the download
 ITALIAN = ("cane", "cavallo", "elefante", "farfalla", "gallina", "gatto", "mucca", "pecora", "ragno", "scoiattolo")
 ENGLISH = ("dog", "horse", "elephant", "butterfly", "chicken", "cat", "cow", "sheep", "spider", "squirrel")
 # Formats that hold photographs. Pillow reads more (EPS would start Ghostscript): a data set needs none of them.
-TEXTS = ("relpath", "name", "category", "source", "sha256", "predicted", "model_id", "run_id", "commit", "data_sha256")
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM", "AVIF")
+TEXTS = tuple("relpath name category source sha256 predicted model_id run_id dataset commit data_sha256".split())
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of 1 GiB at 3 bytes a pixel), from which it warns of a bomb
 
 
@@ -201,8 +199,10 @@ def download_animals10(settings: Settings) -> None:
     """
     if settings.profile == "sample" or _holds_photographs(settings.raw):
         return print(f"Nothing to download: photographs lie in {short(settings.raw)}.")
-    if settings.raw != settings.data / "raw-img":
-        raise StudyError(f"{settings.raw} (ANIMALS10_RAW) holds no class folders with photographs.")
+    if settings.raw != settings.data / "raw-img" or (settings.raw.exists() and any(settings.raw.iterdir())):
+        raise StudyError(
+            f"{settings.raw} holds no class folders with photographs: fill it, or empty it for the download."
+        )
     staging = settings.data / ".download"  # beside the target, so that what is complete moves there in one step
     try:
         kagglehub.dataset_download(ANIMALS10, output_dir=str(staging))
@@ -212,8 +212,7 @@ def download_animals10(settings: Settings) -> None:
             f"Animals-10 could not be downloaded ({type(error).__name__}: {_one_line(error)}). By hand: fetch "
             f"https://www.kaggle.com/datasets/{ANIMALS10}, unpack it and put its folder raw-img at {settings.raw}."
         ) from None
-    shutil.rmtree(settings.raw, ignore_errors=True)  # an empty folder, if any
-    source.rename(settings.raw)
+    source.replace(settings.raw)
     shutil.rmtree(staging)
 
 
@@ -279,19 +278,7 @@ def scan_photographs(settings: Settings) -> pd.DataFrame:
 
     paths = [path for path in entries if path not in folders]
     paths += [path for folder in folders for path in sorted(folder.iterdir())]
-    columns = [
-        "relpath",
-        "name",
-        "format",
-        "category",
-        "width",
-        "height",
-        "mode",
-        "channels",
-        "bytes",
-        "sha256",
-        "reason",
-    ]
+    columns = "relpath name format category width height mode channels bytes sha256 reason".split()
     table = pd.DataFrame(_on_all_cores(look, paths, "scan"), columns=columns).sort_values("relpath", ignore_index=True)
     rejected = table[table.reason.notna()].assign(stage="scan")[["relpath", "stage", "reason"]]
     overview = table[table.reason.isna()].drop(columns="reason").reset_index(drop=True)
@@ -311,10 +298,6 @@ def resize_photographs(settings: Settings, overview: pd.DataFrame) -> pd.DataFra
     A picture carries its source's checksum as JPEG comment: what is there and up to date is not made again. Photographs
     that cannot be decoded are added to `data/rejected.csv`.
 
-    Args:
-        settings: Gives the folders and the size.
-        overview: As returned by `scan_photographs`.
-
     Returns:
         One row a picture, in the order of `relpath`: `relpath` (below `data/processed`), `name`, `category`, `label`
         (position of the category in alphabetical order), `width`, `height`, `source` (below the raw folder) and
@@ -323,15 +306,12 @@ def resize_photographs(settings: Settings, overview: pd.DataFrame) -> pd.DataFra
     Raises:
         StudyError: The workspace holds pictures of another size.
     """
-    processed, table_path, size = (
-        settings.data / "processed",
-        settings.data / "processed-overview.csv",
-        settings.image_size,
-    )
+    processed, size = settings.data / "processed", settings.image_size
+    table_path = settings.data / "processed-overview.csv"
     if table_path.exists() and set(read_table(table_path).width) - {size}:
+        where = f"{short(processed)} holds pictures of another size than ANIMALS10_IMAGE_SIZE={size}"
         raise StudyError(
-            f"{short(processed)} holds pictures of another size than ANIMALS10_IMAGE_SIZE={size}: choose another "
-            f"workspace (ANIMALS10_ROOT), or delete {short(settings.data)}'s processed folder and csv files."
+            f"{where}: choose another workspace (ANIMALS10_ROOT), or delete it and the csv files beside it."
         )
     plan = overview.rename(columns={"relpath": "source"})
     plan["name"] = _jpeg_names(overview)
@@ -353,14 +333,12 @@ def resize_photographs(settings: Settings, overview: pd.DataFrame) -> pd.DataFra
         return None
 
     plan["reason"] = _on_all_cores(make, list(plan.itertuples()), "resize")
-    failed = plan[plan.reason.notna()].assign(stage="resize", relpath=plan.source)
+    failed = plan[plan.reason.notna()].assign(stage="resize", relpath=lambda failed: failed.source)
     rejected = pd.concat([read_table(settings.data / "rejected.csv").query("stage == 'scan'"), failed])
     write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
     done = plan[plan.reason.isna()].sort_values("relpath", ignore_index=True).assign(width=size, height=size)
     done["label"] = done.category.rank(method="dense").astype(int) - 1
-    return write_table(
-        done[["relpath", "name", "category", "label", "width", "height", "source", "sha256"]], table_path
-    )
+    return write_table(done["relpath name category label width height source sha256".split()], table_path)
 
 
 def to_rgb(photograph: Image.Image) -> Image.Image:
@@ -441,13 +419,8 @@ BALANCES = {"none": "train.csv", "min": "train-downsamp.csv", "mean": "train-mid
 class Splits:
     """The photographs that models are trained, chosen and judged on: tables with the columns of the processed overview.
 
-    Attributes:
-        train: Training pictures before balancing.
-        val: Validation pictures, never resampled.
-        test: Test pictures, never resampled.
-        class_names: Names in the order of the labels.
-        dataset: `sample`, `animals10` for the full download, else named after the raw folder.
-        sha256: Fingerprint of the three tables, which hold the checksum of every photograph, and of the picture size.
+    `train` is not balanced yet; `class_names` follow the labels; `dataset` is `sample`, `animals10` (all of it) or
+    is named after the raw folder; `sha256` is a fingerprint of photographs, parts and picture size.
     """
 
     train: pd.DataFrame
@@ -472,9 +445,7 @@ def load_splits(settings: Settings) -> Splits:
         raise StudyError(f"There is no {short(overview_path)}: run 01-preprocessing.ipynb first.")
     overview = read_table(overview_path)
     if set(overview.width) != {settings.image_size}:
-        raise StudyError(
-            f"{short(overview_path)} lists pictures of another size than ANIMALS10_IMAGE_SIZE={settings.image_size}."
-        )
+        raise StudyError(f"{short(overview_path)} is of another size than ANIMALS10_IMAGE_SIZE={settings.image_size}.")
     paths = {part: settings.data / f"{part}.csv" for part in ("test", "val", "train")}
     anew = "delete train.csv, val.csv and test.csv there to split anew"
     if not paths["train"].exists():  # it is written last
@@ -492,13 +463,12 @@ def load_splits(settings: Settings) -> Splits:
             )
     if unused := len(overview) - sum(map(len, parts.values())):
         print(f"{unused} pictures came after the split and are in no part of it; {anew}.")
-    lines = [
-        f"{part} {row.relpath} {row.label} {row.sha256}" for part, table in parts.items() for row in table.itertuples()
-    ]
-    fingerprint = hashlib.sha256(os.fsencode("\n".join([str(settings.image_size), *lines]))).hexdigest()
+    rows = [(part, *row) for part, table in parts.items() for row in zip(table.relpath, table.label, table.sha256)]
+    fingerprint = hashlib.sha256(os.fsencode(repr((settings.image_size, rows)))).hexdigest()
     folder = next(path for path in (settings.raw, *settings.raw.parents) if path.name not in ("raw-img", "data"))
-    dataset = f"{folder.name}-{len(overview)}" if folder.name == "animals10" else folder.name
-    dataset = "animals10" if len(overview) == ANIMALS10_SIZE else dataset
+    dataset = (
+        "animals10" if len(overview) == ANIMALS10_SIZE else f"{folder.name}{'-part' * (folder.name == 'animals10')}"
+    )
     dataset = "sample" if settings.profile == "sample" else dataset
     return Splits(**parts, class_names=tuple(sorted(overview.category.unique())), dataset=dataset, sha256=fingerprint)
 
@@ -523,12 +493,8 @@ def balance(train: pd.DataFrame, how: str, seed: int) -> pd.DataFrame:
 
     A class that is too large loses photographs drawn at random. One that is too small keeps all of its photographs and
     repeats them, each equally often but for the remainder, which is drawn at random. (The original study drew small
-    classes with replacement and so left out many of the photographs it had.)
-
-    Args:
-        train: One row a photograph, with a column `label`.
-        how: `none`, `min` (size of the smallest class), `mean` (mean class size, rounded down), `max` (largest).
-        seed: Decides which photographs are drawn.
+    classes with replacement and so left out many of the photographs it had.) `how` names the size that all classes get:
+    `min` of them, `mean` (rounded down) or `max`; `none` leaves them as they are.
     """
     if how not in BALANCES:
         raise ValueError(f"how is {how!r}; allowed is {', '.join(BALANCES)}")
@@ -552,12 +518,7 @@ AUGMENTATION = {"brightness": 0.1, "contrast": (0.8, 1.2), "saturation": (0.8, 1
 def augment(picture: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Varies a picture: crop and resize, flips in both directions, hue, saturation, contrast, brightness.
 
-    Args:
-        picture: float32, (size, size, 3), values 0 to 255.
-        seed: int, (2,). The same seed gives the same picture.
-
-    Returns:
-        float32, the shape and range of `picture`.
+    `picture` is float32, (size, size, 3), from 0 to 255, and so is what is returned; `seed` is int, (2,).
     """
     seeds = tf.unstack(tf.random.split(seed, 8))
     size = picture.shape[0]
@@ -575,23 +536,14 @@ def augment(picture: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def batches(settings: Settings, table: pd.DataFrame, batchsize: int = 32) -> tf.data.Dataset:
-    """Returns the pictures of a table in its order.
-
-    Returns:
-        Batches of pictures, float32, (batch, size, size, 3), 0 to 255, and labels, int32, (batch,).
-    """
-    dataset = _files(settings, table).map(_reader(settings), num_parallel_calls=tf.data.AUTOTUNE)
+    """Returns the pictures of a table in its order: batches (n, size, size, 3), float32, 0 to 255, with labels."""
+    dataset = tf.data.Dataset.from_tensor_slices(_files(settings, table))
+    dataset = dataset.map(lambda *item: _read(*item, settings.image_size), num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.batch(batchsize).prefetch(2)
 
 
 def training_batches(
-    settings: Settings,
-    table: pd.DataFrame,
-    *,
-    epochs: range,
-    batchsize: int = 32,
-    augmented: bool = True,
-    seed: int = 5,
+    settings: Settings, table: pd.DataFrame, epochs: range, batchsize: int = 32, augmented: bool = True, seed: int = 5
 ) -> tf.data.Dataset:
     """Returns the pictures of all epochs, one epoch after the other, each in an order and a variation of its own.
 
@@ -601,44 +553,35 @@ def training_batches(
     Returns:
         Batches as `batches` gives them; `ceil(len(table) / batchsize)` an epoch.
     """
-    files, read = _files(settings, table), _reader(settings)
+    paths, labels = _files(settings, table)
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        # The epoch goes into the shuffle's seed: `reshuffle_each_iteration` would depend on what was drawn before.
-        order = files.shuffle(len(table), seed=seed + epoch, reshuffle_each_iteration=False).enumerate()
+        # Stateless throughout: a seeded `Dataset.shuffle` would depend on TensorFlow's global seed, too.
+        key = tf.random.fold_in(tf.constant([seed, 0], tf.int64), epoch)
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(table)), key)
 
-        def load(position: tf.Tensor, item: tuple) -> tuple[tf.Tensor, tf.Tensor]:
-            picture, label = read(*item)
-            key = tf.random.fold_in(tf.random.fold_in(tf.constant([seed, 0], tf.int64), epoch), position)
-            return (augment(picture, key) if augmented else picture), label
+        def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            picture, label = _read(tf.gather(paths, index), tf.gather(labels, index), settings.image_size)
+            return (augment(picture, tf.random.fold_in(key, index)) if augmented else picture), label
 
-        return order.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batchsize)
+        dataset = tf.data.Dataset.from_tensor_slices(order).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.batch(batchsize)
 
     return tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of).prefetch(2)
 
 
-def _files(settings: Settings, table: pd.DataFrame) -> tf.data.Dataset:
+def _files(settings: Settings, table: pd.DataFrame) -> tuple[tf.Tensor, tf.Tensor]:
     paths = [os.fsencode(settings.data / "processed" / relpath) for relpath in table.relpath]
-    return tf.data.Dataset.from_tensor_slices((paths, table.label.astype("int32").to_numpy()))
+    return tf.constant(paths), tf.constant(table.label, tf.int32)
 
 
-def _reader(settings: Settings):
-    def read(path: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # The accurate method is the one that gives the same pixels on every machine.
-        picture = tf.image.decode_jpeg(tf.io.read_file(path), channels=3, dct_method="INTEGER_ACCURATE")
-        return tf.ensure_shape(tf.cast(picture, tf.float32), (settings.image_size, settings.image_size, 3)), label
-
-    return read
+def _read(path: tf.Tensor, label: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    # The accurate method is the one that gives the same pixels on every machine.
+    picture = tf.image.decode_jpeg(tf.io.read_file(path), channels=3, dct_method="INTEGER_ACCURATE")
+    return tf.ensure_shape(tf.cast(picture, tf.float32), (size, size, 3)), label
 
 
 # ── Models ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-# ResNet50V2 and MobileNetV2 expect pixels from −1 to 1; EfficientNetV2S brings its own preprocessing.
-BACKBONES = {
-    "MobileNetV2": keras.applications.MobileNetV2,
-    "ResNet50V2": keras.applications.ResNet50V2,
-    "EfficientNetV2S": keras.applications.EfficientNetV2S,
-}
 
 
 @dataclass(frozen=True)
@@ -664,7 +607,7 @@ class CNN:
         for filters, pool_size in zip(self.filters, self.pool_sizes, strict=True):
             x = keras.layers.Conv2D(filters, 3, activation="relu")(x)
             x = keras.layers.MaxPooling2D(pool_size)(x)
-        return keras.Model(inputs, _head(keras.layers.Flatten()(x), self.dense_units, self.dropout, n_classes))
+        return keras.Model(inputs, _head(keras.layers.Flatten()(x), self, n_classes))
 
 
 @dataclass(frozen=True)
@@ -672,7 +615,7 @@ class Transfer:
     """A backbone of keras.applications, global average pooling and a dense head.
 
     Attributes:
-        backbone: A name in `BACKBONES`.
+        backbone: `MobileNetV2`, `ResNet50V2` or `EfficientNetV2S`.
         dense_units: Units of each dense layer before the output.
         dropout: Rate after each dense layer; 0 for none.
         unfreeze_last: How many of the backbone's last layers are trained along with the head.
@@ -686,27 +629,25 @@ class Transfer:
     freeze_batch_norm: bool = True
 
     def build(self, n_classes: int, image_size: int = 224, weights: str | None = None) -> keras.Model:
-        """Returns the network with a new head, from pixels (0 to 255) to probabilities.
+        """Returns the network, its head untrained, from pixels (0 to 255) to probabilities.
 
-        Args:
-            n_classes: Number of classes.
-            image_size: Edge of the pictures in pixels.
-            weights: What keras.applications takes: `imagenet`, the path of a weights file, or None for random ones.
+        `weights` are what keras.applications takes: `imagenet`, the path of a weights file, or None for random ones.
         """
         inputs = keras.Input((image_size, image_size, 3), name="pixels")
+        # The other two expect pixels from −1 to 1 and leave that to their caller.
         x = inputs if self.backbone == "EfficientNetV2S" else keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
         # Built on the input itself: one flat graph, in which a layer can be found, cut and frozen.
-        backbone = BACKBONES[self.backbone](include_top=False, weights=weights, input_tensor=x)
+        options = {"include_top": False, "weights": weights, "input_shape": inputs.shape[1:], "input_tensor": x}
+        backbone = getattr(keras.applications, self.backbone)(**options)
         x = keras.layers.GlobalAveragePooling2D(name="pooled")(backbone.output)
-        model = keras.Model(inputs, _head(x, self.dense_units, self.dropout, n_classes), name=self.backbone)
+        model = keras.Model(inputs, _head(x, self, n_classes), name=self.backbone)
         self.set_trainable(model)
         return model
 
     def set_trainable(self, model: keras.Model) -> None:
         """Freezes the backbone's layers but for the last `unfreeze_last`, and leaves the head trainable.
 
-        Batch normalisation is frozen layer by layer: `fit` would otherwise run it in training mode, whatever was said
-        when the backbone was called.
+        Batch normalisation is frozen layer by layer: `fit` would run it in training mode, however it was called.
         """
         end = [layer.name for layer in model.layers].index("pooled")
         for index, layer in enumerate(model.layers):
@@ -714,22 +655,16 @@ class Transfer:
             layer.trainable = index >= end - self.unfreeze_last and not (is_batch_norm and self.freeze_batch_norm)
 
 
-def _head(
-    x: keras.KerasTensor, dense_units: Sequence[int], dropout: Sequence[float], n_classes: int
-) -> keras.KerasTensor:
-    for units, rate in zip(dense_units, dropout, strict=True):
+def _head(x: keras.KerasTensor, architecture: CNN | Transfer, n_classes: int) -> keras.KerasTensor:
+    for units, rate in zip(architecture.dense_units, architecture.dropout, strict=True):
         x = keras.layers.Dense(units, activation="relu")(x)
-        if rate:
-            x = keras.layers.Dropout(rate)(x)
+        x = keras.layers.Dropout(rate)(x) if rate else x
     # float32 also where the rest runs in float16: probabilities of many classes need the digits.
     return keras.layers.Dense(n_classes, activation="softmax", dtype="float32", name="probabilities")(x)
 
 
 def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
-    """Saves a model without its optimizer as `.keras` file, with its class names as `class_names.json` in the archive.
-
-    Plain Keras reads the file as any other; `load_model` gives the names back.
-    """
+    """Saves a model without its optimizer as `.keras` file, its class names in the archive as `class_names.json`."""
     with whole_file(path) as temporary:
         keras.Model(model.inputs, model.outputs, name=model.name).save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
@@ -737,11 +672,7 @@ def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> No
 
 
 def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
-    """Loads a model that `save_model` wrote, in Keras's safe mode.
-
-    Returns:
-        The model, which takes pixels (float32, 0 to 255, RGB) and gives probabilities, and its class names.
-    """
+    """Loads a model that `save_model` wrote (pixels to probabilities) and its class names, in Keras's safe mode."""
     with zipfile.ZipFile(path) as archive:
         class_names = tuple(json.loads(archive.read("class_names.json")))
     return keras.models.load_model(path, compile=False), class_names
@@ -750,41 +681,12 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # The original study's columns first, under their names; code written for its table still reads this one.
-RESULT_COLUMNS = (
-    *(
-        "time",
-        "model_id",
-        "learning_rate",
-        "epochs",
-        "batchsize",
-        "acc_train",
-        "acc_val",
-        "accuracy",
-        "precision",
-        "recall",
-    ),
-    *(
-        "f1_score",
-        "run_id",
-        "dataset",
-        "image_size",
-        "n_train",
-        "n_val",
-        "n_test",
-        "class_balance",
-        "weights",
-        "params",
-    ),
-    *(
-        "trainable_params",
-        "epochs_run",
-        "best_epoch",
-        "accuracy_low",
-        "accuracy_high",
-        "train_seconds",
-        "peak_memory_mb",
-    ),
-    *("seed", "device", "tensorflow", "keras", "commit", "data_sha256"),
+RESULT_COLUMNS = tuple(
+    """
+    time model_id learning_rate epochs batchsize acc_train acc_val accuracy precision recall f1_score run_id dataset
+    image_size n_train n_val n_test class_balance weights params trainable_params epochs_run best_epoch accuracy_low
+    accuracy_high train_seconds peak_memory_mb seed device tensorflow keras commit data_sha256
+    """.split()
 )
 
 
@@ -792,10 +694,7 @@ RESULT_COLUMNS = (
 class Run:
     """A run as it is stored in its folder, or one that is not there and the reason why.
 
-    Attributes:
-        model_id: The run's name in notebooks and tables.
-        path: Its folder: `run.json`, `history.csv`, `predictions.csv`, `model.keras`; None if it is not trained.
-        why: The reason why it is not trained.
+    Its folder, `path`, holds `run.json`, `history.csv`, `predictions.csv` and `model.keras`; None if it is not trained.
     """
 
     model_id: str
@@ -865,11 +764,11 @@ def train(
         StudyError: The run that it continues is not there, the weights cannot be downloaded, or the data are not ready.
     """
     splits = load_splits(settings)
-    spec = {"model_id": model_id, "architecture": {"type": type(architecture).__name__, **asdict(architecture)}}
+    kind = {"type": type(architecture).__name__}
+    spec = {"model_id": model_id, "architecture": kind | asdict(architecture), "max_epochs": settings.max_epochs}
     spec |= {"learning_rate": learning_rate, "epochs": epochs, "initial_epoch": initial_epoch, "patience": patience}
     spec |= {"class_balance": class_balance, "batchsize": batchsize, "augmented": augmented, "repetition": repetition}
     spec |= {"image_size": settings.image_size, "seed": settings.seed + repetition - 1, "data_sha256": splits.sha256}
-    spec |= {"max_epochs": settings.max_epochs}
     weights, spec["weights"] = _weights(settings, architecture)
     left_out = bool(settings.only) and model_id not in settings.only
     why = "ANIMALS10_ONLY leaves it out." if left_out else spec["weights"] if weights == "missing" else ""
@@ -877,7 +776,7 @@ def train(
         spec["continues"] = {"model_id": continues.model_id, "weights_sha256": continues.record["weights_sha256"]}
     elif continues and not why:
         raise StudyError(
-            f"{model_id} continues {continues.model_id}, which is not trained: {continues.why} Train it first."
+            f"{model_id} continues {continues.model_id}; train that first. It is not there: {continues.why}"
         )
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
     stored = sorted((settings.root / "models").glob(f"{model_id}-*-{digest}"))
@@ -896,7 +795,13 @@ def train(
     elif isinstance(architecture, CNN):
         model = architecture.build(len(splits.class_names), settings.image_size)
     else:
-        model = architecture.build(len(splits.class_names), settings.image_size, weights)
+        try:
+            model = architecture.build(len(splits.class_names), settings.image_size, weights)
+        except Exception as error:
+            if "URL fetch failure" not in str(error):
+                raise
+            advice = "Connect this machine, or set ANIMALS10_WEIGHTS to a folder of <backbone>.weights.h5 or to random."
+            raise StudyError(f"No ImageNet weights of {architecture.backbone}: {_one_line(error)}. {advice}") from None
     if isinstance(architecture, Transfer):
         architecture.set_trainable(model)
     table = balance(splits.train, class_balance, settings.seed)
@@ -907,14 +812,9 @@ def train(
     now = datetime.now(UTC)
     run_id = f"{now:%Y%m%dT%H%M%S%f}-{digest}"
     outcome |= {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id, "dataset": splits.dataset, "device": device}
-    outcome |= {
-        "n_train": len(table),
-        "n_val": len(splits.val),
-        "n_test": len(splits.test),
-        "params": model.count_params(),
-    }
+    outcome |= {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test)}
     outcome |= {"trainable_params": count(model.trainable_weights), "commit": commit()} | metrics(predictions)
-    outcome |= {"tensorflow": tf.__version__, "keras": keras.__version__}
+    outcome |= {"tensorflow": tf.__version__, "keras": keras.__version__, "params": model.count_params()}
     row = {name: (spec | outcome)[name] for name in RESULT_COLUMNS}
     weights_sha256 = hashlib.sha256(b"".join(value.tobytes() for value in model.get_weights())).hexdigest()
     record = {"spec": spec, "row": row, "class_names": splits.class_names, "weights_sha256": weights_sha256}
@@ -936,32 +836,22 @@ def _fit(
     """Trains a model in place; returns the figures of its training for `results.csv`, and its history."""
     first, batchsize = spec["initial_epoch"], spec["batchsize"]
     epochs = min(spec["epochs"], first + (settings.max_epochs or spec["epochs"]))
-    model.compile(
-        keras.optimizers.Adam(spec["learning_rate"]),
-        "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,  # XLA slows a CPU down many times
-    )
-    options = {
-        "epochs": range(first, epochs),
-        "batchsize": batchsize,
-        "augmented": spec["augmented"],
-        "seed": spec["seed"],
-    }
+    jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA slows a CPU down many times
+    loss = "sparse_categorical_crossentropy"
+    model.compile(keras.optimizers.Adam(spec["learning_rate"]), loss, metrics=["accuracy"], jit_compile=jit_compile)
+    training = training_batches(settings, table, range(first, epochs), batchsize, spec["augmented"], spec["seed"])
     process, memory = psutil.Process(), [psutil.Process().memory_info().rss]
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: memory.append(process.memory_info().rss))
     stopping = keras.callbacks.EarlyStopping(patience=spec["patience"], restore_best_weights=True)
+    options = {
+        "epochs": epochs,
+        "initial_epoch": first,
+        "steps_per_epoch": -(-len(table) // batchsize),
+        "shuffle": False,
+    }
+    options |= {"callbacks": [stopping, watch, TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"])]}
     started = time.perf_counter()
-    fitted = model.fit(
-        training_batches(settings, table, **options),
-        validation_data=batches(settings, splits.val, batchsize),
-        epochs=epochs,
-        initial_epoch=first,
-        shuffle=False,  # the dataset does it
-        steps_per_epoch=-(-len(table) // batchsize),
-        callbacks=[stopping, watch, TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"])],
-        verbose=0,
-    )
+    fitted = model.fit(training, validation_data=batches(settings, splits.val, batchsize), verbose=0, **options)
     seconds = time.perf_counter() - started
     history = pd.DataFrame({"epoch": [epoch + 1 for epoch in fitted.epoch]} | fitted.history)
     outcome = {"epochs_run": len(history), "best_epoch": None, "acc_train": None, "acc_val": None}
@@ -1015,9 +905,8 @@ def predict_table(
 def metrics(predictions: pd.DataFrame) -> dict[str, float]:
     """Computes the figures of `results.csv`, from 0 to 1, from a table of predictions.
 
-    Returns:
-        `accuracy`; `precision`, `recall`, `f1_score`, weighted by class size; `accuracy_low`, `accuracy_high`, the 95 %
-        Wilson score interval (E. B. Wilson, JASA 22, 1927) over the pictures.
+    Precision, recall and F1 are weighted by class size; `accuracy_low` and `accuracy_high` are the 95 % Wilson score
+    interval (E. B. Wilson, JASA 22, 1927) over the pictures.
     """
     truth, predicted = predictions.category, predictions.predicted
     scores = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)[:3]
@@ -1028,20 +917,14 @@ def metrics(predictions: pd.DataFrame) -> dict[str, float]:
 
 def report(run: Run) -> pd.DataFrame:
     """Returns precision, recall, F1 and number of test pictures for each class, and their averages."""
-    table = classification_report(
-        run.predictions.category, run.predictions.predicted, output_dict=True, zero_division=0
-    )
-    table["accuracy"] = {"f1-score": table["accuracy"], "support": len(run.predictions)}
-    return pd.DataFrame(table).T.astype({"support": int})
+    truth, predicted = run.predictions.category, run.predictions.predicted
+    return pd.DataFrame(classification_report(truth, predicted, output_dict=True, zero_division=0)).T.drop("accuracy")
 
 
 def append_result(settings: Settings, row: Mapping) -> None:
     """Appends a run to `results.csv`, under a lock and flushed to disk, unless its `run_id` is there already.
 
-    Columns that the table has beyond ours are kept and left empty.
-
-    Raises:
-        StudyError: The table lacks columns of ours.
+    Columns beyond ours are kept and left empty; a StudyError says which of ours the table lacks.
     """
     path = settings.results
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -1110,7 +993,7 @@ def plot_run(run: Run) -> plt.Figure:
 
 
 def show_run(run: Run) -> None:
-    """Shows a run in a notebook: its figure and the report by class; or one line that says why it is not there."""
+    """Shows a run in a notebook: its figure and the report by class, or why it is not there."""
     if run.path is None:
         return print(f"{run.model_id}: not trained here. {run.why}")
     display(plot_run(run), report(run).round(3))

@@ -54,7 +54,7 @@ def main() -> None:
     # In the repository itself an executed copy must not take the place of the notebook.
     folder = aux.REPOSITORY / "build" / "full" if settings.root == aux.REPOSITORY else settings.root
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.update(ANIMALS10_ROOT=str(settings.root), ANIMALS10_RAW=str(settings.raw), PYTHONWARNINGS="ignore")
+    os.environ.update(ANIMALS10_ROOT=str(settings.root), ANIMALS10_RAW=str(settings.raw))
     for number, name in enumerate(aux.NOTEBOOKS, start=1):
         print(f"[{number}/{len(aux.NOTEBOOKS)}] {name} → {aux.short(folder / name)}", file=sys.stderr, flush=True)
         options = {"cwd": aux.REPOSITORY, "kernel_name": "python3", "stderr_file": sys.stderr, "progress_bar": True}
@@ -68,9 +68,7 @@ def main() -> None:
     print(f"\n{aux.short(settings.results)}, best first:\n")
     print(results.to_string(index=False, float_format="{:.4g}".format))
     if settings.profile == "sample":
-        print(
-            "\nThe sample is a handful of drawings, and its backbones have random weights: figures to see that all works."
-        )
+        print("\nSample and random weights: drawings and untrained backbones, to see that all works.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import auxiliary as aux
+
+
+@pytest.fixture
+def draw():
+    """Returns a function that draws a picture of one colour with some noise, so that two never have the same bytes."""
+    rng = np.random.default_rng(1)
+
+    def _draw(path: Path, colour=(200, 30, 30), size=(40, 30), **options) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.clip(np.array(colour) + rng.normal(0, 8, (size[1], size[0], 3)), 0, 255)
+        Image.fromarray(pixels.astype("uint8")).save(path, **options)
+        return path
+
+    return _draw
+
+
+@pytest.fixture
+def settings(tmp_path, draw):
+    """A workspace of 32-pixel pictures: 14 red, 20 green and 16 blue ones, easy to tell apart."""
+    for name, colour, n in (("red", (200, 40, 40), 14), ("green", (40, 200, 40), 20), ("blue", (40, 40, 200), 16)):
+        for index in range(n):
+            draw(tmp_path / "raw" / name / f"{name} {index:02}.jpeg", colour)
+    return aux.Settings(root=tmp_path / "work", raw=tmp_path / "raw", image_size=32, weights="random")
+
+
+@pytest.fixture
+def prepared(settings):
+    aux.resize_photographs(settings, aux.scan_photographs(settings))
+    return settings

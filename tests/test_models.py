@@ -1,0 +1,74 @@
+import keras
+import numpy as np
+import pytest
+
+import auxiliary as aux
+
+BATCH_NORM = keras.layers.BatchNormalization
+
+
+@pytest.mark.parametrize(
+    ("architecture", "params", "trainable"),
+    [
+        (aux.CNN((128, 32), (3, 2)), 5_350_314, 5_350_314),
+        (aux.CNN((16, 32, 64, 128), (2, 2, 2, 2)), 2_458_154, 2_458_154),
+        (aux.CNN((128, 64, 64, 32), (3, 3, 2, 2), (128, 32), (0.3, 0.2)), 202_890, 202_890),
+        (aux.Transfer("MobileNetV2"), 2_423_242, 165_258),
+        (aux.Transfer("MobileNetV2", (32, 64, 128), (0.2, 0.3, 0.2)), 2_310_698, 52_714),
+        (aux.Transfer("ResNet50V2"), 23_828_362, 263_562),
+        (aux.Transfer("EfficientNetV2S", (256,)), 20_661_866, 330_506),
+        (aux.Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False), 20_661_866, 2_274_698),
+    ],
+)
+def test_parameters_are_those_of_the_original_study(architecture, params, trainable):
+    model = architecture.build(10)
+    assert (model.count_params(), aux.count(model.trainable_weights)) == (params, trainable)
+
+
+def test_the_last_layers_are_those_of_the_backbone():
+    plain = keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(96, 96, 3))
+    model = aux.Transfer("MobileNetV2", unfreeze_last=20).build(10, 96)
+    trained = [layer.name for layer in model.layers if layer.trainable and layer.weights]
+    expected = [layer.name for layer in plain.layers[-20:] if layer.weights and not isinstance(layer, BATCH_NORM)]
+    assert trained[:-2] == expected and trained[-1] == "probabilities"
+
+
+def test_frozen_layers_and_batch_normalisation_stay_as_they_are_in_training():
+    architecture = aux.Transfer("MobileNetV2", dense_units=(8,), unfreeze_last=20)
+    model = architecture.build(2, 32)
+    before = {weight.path: weight.numpy().copy() for weight in model.weights}
+    optimizer = keras.optimizers.Adam(0.1, epsilon=1e-30)  # random weights give tiny gradients
+    model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=False)
+    rng = np.random.default_rng(1)
+    model.fit(rng.uniform(0, 255, (8, 32, 32, 3)), rng.integers(0, 2, 8), verbose=0)
+    changed = {
+        weight.path.split("/")[-2] for weight in model.weights if not np.array_equal(before[weight.path], weight)
+    }
+    assert changed and changed <= {
+        layer.name for layer in model.layers if layer.trainable and not isinstance(layer, BATCH_NORM)
+    }
+    assert "Conv_1" in changed
+
+
+def test_a_saved_model_takes_pixels_and_knows_its_class_names(tmp_path):
+    keras.utils.set_random_seed(1)
+    model = aux.Transfer("MobileNetV2", dense_units=(8,)).build(3, 32)
+    names = ("hot dog", "Löwe 🦁", "cat")
+    aux.save_model(model, tmp_path / "model.keras", names)
+    pixels = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    loaded, loaded_names = aux.load_model(tmp_path / "model.keras")
+    assert loaded_names == names and np.array_equal(loaded.predict(pixels, verbose=0), model.predict(pixels, verbose=0))
+    assert keras.models.load_model(tmp_path / "model.keras").output_shape == (None, 3)  # without this module, too
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+    # its preprocessing is inside: pixels as they come, scaled to −1…1 for MobileNetV2
+    scaling = next(layer for layer in loaded.layers if isinstance(layer, keras.layers.Rescaling))
+    assert np.allclose(scaling(np.array([0.0, 255.0])), [-1, 1])
+
+
+def test_on_a_gpu_the_probabilities_stay_float32():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = aux.CNN((4,), (2,), (4,)).build(3, 32)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.layers[2].compute_dtype == "float16" and model.layers[-1].compute_dtype == "float32"
