@@ -192,11 +192,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of 1 GiB at 3 bytes a p
 
 
 def download_animals10(settings: Settings) -> None:
-    """Fetches Animals-10 from Kaggle into `settings.raw`, without credentials, unless photographs lie there already.
-
-    Raises:
-        StudyError: The download failed; the message says how to place the photographs by hand.
-    """
+    """Fetches Animals-10 from Kaggle, without credentials, unless there are photographs; an error says what to do."""
     if settings.profile == "sample" or _holds_photographs(settings.raw):
         return print(f"Nothing to download: photographs lie in {short(settings.raw)}.")
     if settings.raw != settings.data / "raw-img" or (settings.raw.exists() and any(settings.raw.iterdir())):
@@ -344,8 +340,7 @@ def resize_photographs(settings: Settings, overview: pd.DataFrame) -> pd.DataFra
 def to_rgb(photograph: Image.Image) -> Image.Image:
     """Returns a photograph of any mode as 8-bit RGB, upright by its EXIF orientation, on white where it is transparent.
 
-    Raises:
-        ValueError: Its numbers have no agreed range (floating-point or 32-bit pixels).
+    Pixels without an agreed range (floating-point or 32-bit) raise ValueError.
     """
     picture = ImageOps.exif_transpose(photograph)
     if picture.mode.startswith(("I", "F")):  # Pillow's own conversion would cut 16-bit values off at 255
@@ -666,7 +661,7 @@ def _head(x: keras.KerasTensor, architecture: CNN | Transfer, n_classes: int) ->
 def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
     """Saves a model without its optimizer as `.keras` file, its class names in the archive as `class_names.json`."""
     with whole_file(path) as temporary:
-        keras.Model(model.inputs, model.outputs, name=model.name).save(temporary)
+        keras.Model(model.input, model.output, name=model.name).save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr("class_names.json", json.dumps(list(class_names), ensure_ascii=False))
 
@@ -917,8 +912,9 @@ def metrics(predictions: pd.DataFrame) -> dict[str, float]:
 
 def report(run: Run) -> pd.DataFrame:
     """Returns precision, recall, F1 and number of test pictures for each class, and their averages."""
-    truth, predicted = run.predictions.category, run.predictions.predicted
-    return pd.DataFrame(classification_report(truth, predicted, output_dict=True, zero_division=0)).T.drop("accuracy")
+    columns = run.predictions.category, run.predictions.predicted
+    table = pd.DataFrame(classification_report(*columns, output_dict=True, zero_division=0)).T
+    return table.drop("accuracy").astype({"support": int})
 
 
 def append_result(settings: Settings, row: Mapping) -> None:
