@@ -197,7 +197,7 @@ def download_animals10(settings: Settings) -> None:
         return print(f"Nothing to download: photographs lie in {short(settings.raw)}.")
     if settings.raw != settings.data / "raw-img" or (settings.raw.exists() and any(settings.raw.iterdir())):
         raise StudyError(
-            f"{settings.raw} holds no class folders with photographs: fill it, or empty it for the download."
+            f"{settings.raw} holds no photographs in class folders (a download needs an empty data/raw-img)."
         )
     staging = settings.data / ".download"  # beside the target, so that what is complete moves there in one step
     try:
