@@ -99,7 +99,9 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
             StudyError: A value makes no sense; the message names the variable, the value and what is allowed.
         """
         prefix = "ANIMALS10_"
-        given = {name.removeprefix(prefix).lower(): environment[name] for name in environment if prefix in name}
+        given = {
+            name.removeprefix(prefix).lower(): environment[name] for name in environment if name.startswith(prefix)
+        }
         given = {name: text.strip() for name, text in given.items() if text.strip()}
         raw = Path(given.get("raw") or Path(given.get("root", REPOSITORY)) / "data" / "raw-img")
         profile = given.get("profile") or ("full" if "raw" in given or _holds_photographs(raw) else "sample")
