@@ -188,8 +188,9 @@ ANIMALS10_SIZE = 26_179  # photographs in the download
 ITALIAN = ("cane", "cavallo", "elefante", "farfalla", "gallina", "gatto", "mucca", "pecora", "ragno", "scoiattolo")
 ENGLISH = ("dog", "horse", "elephant", "butterfly", "chicken", "cat", "cow", "sheep", "spider", "squirrel")
 # Formats that hold photographs. Pillow reads more (EPS would start Ghostscript): a data set needs none of them.
-TEXTS = tuple("relpath name category source sha256 predicted model_id run_id dataset commit data_sha256".split())
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+# Columns that stay text, whatever a value looks like.
+TEXTS = tuple("relpath name category source sha256 predicted model_id run_id dataset commit data_sha256".split())
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of 1 GiB at 3 bytes a pixel), from which it warns of a bomb
 
 
@@ -463,9 +464,8 @@ def load_splits(settings: Settings) -> Splits:
     rows = [(part, *row) for part, table in parts.items() for row in zip(table.relpath, table.label, table.sha256)]
     fingerprint = hashlib.sha256(os.fsencode(repr((settings.image_size, rows)))).hexdigest()
     folder = next(path for path in (settings.raw, *settings.raw.parents) if path.name not in ("raw-img", "data"))
-    dataset = (
-        "animals10" if len(overview) == ANIMALS10_SIZE else f"{folder.name}{'-part' * (folder.name == 'animals10')}"
-    )
+    dataset = "animals10-part" if folder.name == "animals10" else folder.name
+    dataset = "animals10" if len(overview) == ANIMALS10_SIZE else dataset
     dataset = "sample" if settings.profile == "sample" else dataset
     return Splits(**parts, class_names=tuple(sorted(overview.category.unique())), dataset=dataset, sha256=fingerprint)
 
@@ -544,7 +544,7 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Returns the pictures of all epochs, one epoch after the other, each in an order and a variation of its own.
 
-    Order and variation depend on the seed, the epoch and the position alone, so that they are the same in every run.
+    Order and variation depend on the seed, the epoch and the row of the table alone, so that they are the same in every run.
     File names are shuffled, not pixels: memory does not grow with the number of photographs.
 
     Returns:
