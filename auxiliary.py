@@ -544,7 +544,7 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Returns the pictures of all epochs, one epoch after the other, each in an order and a variation of its own.
 
-    Order and variation depend on the seed, the epoch and the row of the table alone, so that they are the same in every run.
+    Order and variation depend on the seed, the epoch and the row of the table alone: they are the same in every run.
     File names are shuffled, not pixels: memory does not grow with the number of photographs.
 
     Returns:
