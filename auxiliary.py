@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import time
 import uuid
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Literal
 
 import filelock
-import kagglehub
 import keras
 import matplotlib.pyplot as plt
 import nbformat
@@ -104,7 +102,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         }
         given = {name: text.strip() for name, text in given.items() if text.strip()}
         raw = Path(given.get("raw") or Path(given.get("root", REPOSITORY)) / "data" / "raw-img")
-        profile = given.get("profile") or ("full" if "raw" in given or _holds_photographs(raw) else "sample")
+        profile = given.get("profile") or ("full" if "raw" in given or holds_photographs(raw) else "sample")
         if profile == "sample":
             if "profile" not in given:
                 print(f"There are no photographs in {short(raw)}: this is the sample profile, on the shipped drawings.")
@@ -161,7 +159,8 @@ def model_ids() -> list[str]:
     return sorted({call.args[1].value for call in calls if len(call.args) > 1})
 
 
-def _holds_photographs(folder: Path) -> bool:
+def holds_photographs(folder: Path) -> bool:
+    """Tells whether a folder holds class folders that are not empty."""
     return folder.is_dir() and any(any(entry.iterdir()) for entry in folder.iterdir() if entry.is_dir())
 
 
@@ -183,36 +182,18 @@ def use_device() -> str:
 
 # ── Photographs ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ANIMALS10 = "alessiocorrado99/animals10"  # the data set's name on Kaggle
 ANIMALS10_SIZE = 26_179  # photographs in the download
 ITALIAN = ("cane", "cavallo", "elefante", "farfalla", "gallina", "gatto", "mucca", "pecora", "ragno", "scoiattolo")
 ENGLISH = ("dog", "horse", "elephant", "butterfly", "chicken", "cat", "cow", "sheep", "spider", "squirrel")
 # Formats that hold photographs. Pillow reads more (EPS would start Ghostscript): a data set needs none of them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+PUBLISHED = REPOSITORY / "data" / "published-results.csv"  # the original study's 42 runs, and 22 at 200 × 200
 # Columns that stay text, whatever a value looks like.
-TEXTS = tuple("relpath name category source sha256 predicted model_id run_id dataset commit data_sha256".split())
+TEXTS = tuple(
+    """relpath name category source sha256 predicted model_id run_id dataset commit data_sha256
+    filters pool_sizes dense_units dropout notebook backbone continues remark""".split()
+)
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of 1 GiB at 3 bytes a pixel), from which it warns of a bomb
-
-
-def download_animals10(settings: Settings) -> None:
-    """Fetches Animals-10 from Kaggle, without credentials, unless there are photographs; an error says what to do."""
-    if settings.profile == "sample" or _holds_photographs(settings.raw):
-        return print(f"Nothing to download: photographs lie in {short(settings.raw)}.")
-    if settings.raw != settings.data / "raw-img" or (settings.raw.exists() and any(settings.raw.iterdir())):
-        raise StudyError(
-            f"{settings.raw} holds no photographs in class folders (a download needs an empty data/raw-img)."
-        )
-    staging = settings.data / ".download"  # beside the target, so that what is complete moves there in one step
-    try:
-        kagglehub.dataset_download(ANIMALS10, output_dir=str(staging))
-        source = next(path for path in sorted(staging.rglob("raw-img")) if path.is_dir())
-    except Exception as error:  # kagglehub lets through whatever its network and archive libraries raise
-        raise StudyError(
-            f"Animals-10 could not be downloaded ({type(error).__name__}: {_one_line(error)}). By hand: fetch "
-            f"https://www.kaggle.com/datasets/{ANIMALS10}, unpack it and put its folder raw-img at {settings.raw}."
-        ) from None
-    source.replace(settings.raw)
-    shutil.rmtree(staging)
 
 
 @contextmanager
@@ -375,10 +356,11 @@ def _reason(error: Exception) -> str:
         return "not a picture in a known format"
     if isinstance(error, PermissionError):
         return "unreadable: permission denied"
-    return _one_line(error) if isinstance(error, ValueError) else f"damaged: {_one_line(error)}"
+    return one_line(error) if isinstance(error, ValueError) else f"damaged: {one_line(error)}"
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or the error's name."""
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
@@ -660,6 +642,18 @@ def _head(x: keras.KerasTensor, architecture: CNN | Transfer, n_classes: int) ->
     return keras.layers.Dense(n_classes, activation="softmax", dtype="float32", name="probabilities")(x)
 
 
+def layer_table(model: keras.Model) -> pd.DataFrame:
+    """Returns one row a layer, in order: `layer`, `type`, `output shape` (without the batch) and `parameters`.
+
+    pandas writes it in other forms: `.to_latex(index=False, escape=True)` gives a table for LaTeX's booktabs.
+    """
+    rows = [
+        (layer.name, type(layer).__name__, " × ".join(map(str, layer.output.shape[1:])), layer.count_params())
+        for layer in model.layers
+    ]
+    return pd.DataFrame(rows, columns=["layer", "type", "output shape", "parameters"])
+
+
 def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
     """Saves a model without its optimizer as `.keras` file, its class names in the archive as `class_names.json`."""
     with whole_file(path) as temporary:
@@ -681,8 +675,8 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
 RESULT_COLUMNS = tuple(
     """
     time model_id learning_rate epochs batchsize acc_train acc_val accuracy precision recall f1_score run_id dataset
-    image_size n_train n_val n_test class_balance weights params trainable_params epochs_run best_epoch accuracy_low
-    accuracy_high train_seconds peak_memory_mb seed device tensorflow keras commit data_sha256
+    image_size repetition n_train n_val n_test class_balance weights params trainable_params epochs_run best_epoch
+    accuracy_low accuracy_high train_seconds peak_memory_mb seed device tensorflow keras commit data_sha256
     """.split()
 )
 
@@ -798,7 +792,7 @@ def train(
             if "URL fetch failure" not in str(error):
                 raise
             advice = "Connect this machine, or set ANIMALS10_WEIGHTS to a folder of <backbone>.weights.h5 or to random."
-            raise StudyError(f"No ImageNet weights of {architecture.backbone}: {_one_line(error)}. {advice}") from None
+            raise StudyError(f"No ImageNet weights of {architecture.backbone}: {one_line(error)}. {advice}") from None
     if isinstance(architecture, Transfer):
         architecture.set_trainable(model)
     table = balance(splits.train, class_balance, settings.seed)
@@ -840,15 +834,11 @@ def _fit(
     process, memory = psutil.Process(), [psutil.Process().memory_info().rss]
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: memory.append(process.memory_info().rss))
     stopping = keras.callbacks.EarlyStopping(patience=spec["patience"], restore_best_weights=True)
-    options = {
-        "epochs": epochs,
-        "initial_epoch": first,
-        "steps_per_epoch": -(-len(table) // batchsize),
-        "shuffle": False,
-    }
-    options |= {"callbacks": [stopping, watch, TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"])]}
+    callbacks = [stopping, watch, TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"])]
+    options = {"epochs": epochs, "initial_epoch": first, "steps_per_epoch": -(-len(table) // batchsize), "verbose": 0}
     started = time.perf_counter()
-    fitted = model.fit(training, validation_data=batches(settings, splits.val, batchsize), verbose=0, **options)
+    validation = batches(settings, splits.val, batchsize)
+    fitted = model.fit(training, validation_data=validation, shuffle=False, callbacks=callbacks, **options)
     seconds = time.perf_counter() - started
     history = pd.DataFrame({"epoch": [epoch + 1 for epoch in fitted.epoch]} | fitted.history)
     outcome = {"epochs_run": len(history), "best_epoch": None, "acc_train": None, "acc_val": None}
@@ -912,11 +902,19 @@ def metrics(predictions: pd.DataFrame) -> dict[str, float]:
     return dict(zip(names, map(float, (accuracy_score(truth, predicted), *scores, *interval)), strict=True))
 
 
-def report(run: Run) -> pd.DataFrame:
-    """Returns precision, recall, F1 and number of test pictures for each class, and their averages."""
-    columns = run.predictions.category, run.predictions.predicted
-    table = pd.DataFrame(classification_report(*columns, output_dict=True, zero_division=0)).T
-    return table.drop("accuracy").astype({"support": int})
+def reports(*runs: Run) -> pd.DataFrame:
+    """Returns precision, recall and F1 of each class, and their averages, of stored runs side by side.
+
+    The last column, `pictures`, counts the test pictures of each class.
+    """
+    tables, trained = {}, [run for run in runs if run.path]
+    for run in trained:
+        columns = run.predictions.category, run.predictions.predicted
+        report = pd.DataFrame(classification_report(*columns, output_dict=True, zero_division=0)).T.drop("accuracy")
+        tables[f"{run.model_id}, {run.record['row']['epochs']} epochs"] = report.drop(columns="support")
+    if not trained:
+        return pd.DataFrame()
+    return pd.concat(tables, axis=1).assign(pictures=report.support.astype(int))
 
 
 def append_result(settings: Settings, row: Mapping) -> None:
@@ -947,6 +945,46 @@ def results_table(settings: Settings) -> pd.DataFrame:
     if not settings.results.exists():
         raise StudyError(f"There is no {short(settings.results)} yet: run notebook 02 or 03 first.")
     return read_table(settings.results).sort_values(["accuracy", "time"], ascending=[False, True], ignore_index=True)
+
+
+def published_table(settings: Settings) -> pd.DataFrame:
+    """Joins the published runs of the workspace's image size with the latest measured run of each.
+
+    Returns:
+        One row a published run, in the order of publication, with the columns of `data/published-results.csv`, and of
+        `results.csv` with the suffix `_measured` where both have them; then `difference` (of the accuracies, measured
+        less published) and `verdict`: whether the published accuracy lies inside the 95 % interval of the measured one.
+        Only runs on all of Animals-10 with trained weights are judged; of the others it says why they are not.
+    """
+    published = read_table(PUBLISHED).query(f"image_size == {settings.image_size}")
+    key = ["image_size", "model_id", "learning_rate", "epochs", "repetition"]
+    measured = results_table(settings).sort_values("time").drop_duplicates(key, keep="last")
+    table = published.merge(measured, "left", key, suffixes=("", "_measured"))
+    table["difference"] = table.accuracy_measured - table.accuracy
+    inside = table.accuracy.between(table.accuracy_low, table.accuracy_high)
+    table["verdict"] = inside.map({True: "inside the interval", False: "outside the interval"})
+    table.loc[table.weights == "random", "verdict"] = "not judged: random weights"
+    elsewhere = table.dataset != "animals10"
+    table.loc[elsewhere, "verdict"] = "not judged: measured on " + table.dataset[elsewhere].astype("str")
+    table.loc[table.dataset.isna(), "verdict"] = "not measured"
+    return table
+
+
+def parameter_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Compares the parameters of stored runs with the published counts, by `run` and `epochs`.
+
+    Returns:
+        `total` and `trained` as counted, `published total` and `published trained` (missing where the study gave none),
+        and `equal`: whether all that was published agrees. Runs that are not trained are left out.
+    """
+    rows, columns = [run.record["row"] for run in runs if run.path], "model_id epochs params trainable_params".split()
+    counted = pd.DataFrame(rows, columns=columns).drop_duplicates()
+    published = read_table(PUBLISHED).query("image_size == 224").drop_duplicates(["model_id", "epochs"])
+    table = counted.merge(published[counted.columns], "left", ["model_id", "epochs"], suffixes=("", "_published"))
+    table.columns = ["run", "epochs", "total", "trained", "published total", "published trained"]
+    table = table.astype(dict.fromkeys(table.columns[1:], "Int64"))
+    pairs = [table[name].eq(table[f"published {name}"]).fillna(True) for name in ("total", "trained")]
+    return table.assign(equal=(pairs[0] & pairs[1]).map({True: "yes", False: "no"}))
 
 
 # ── Figures ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -991,7 +1029,7 @@ def plot_run(run: Run) -> plt.Figure:
 
 
 def show_run(run: Run) -> None:
-    """Shows a run in a notebook: its figure and the report by class, or why it is not there."""
+    """Shows a run's figure in a notebook, or says why the run is not there."""
     if run.path is None:
         return print(f"{run.model_id}: not trained here. {run.why}")
-    display(plot_run(run), report(run).round(3))
+    display(plot_run(run))
