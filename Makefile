@@ -11,7 +11,7 @@ SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data test lint notebooks sample lock clean
+.PHONY: help run full data test lint notebooks sample readme lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ lint: $(READY) ## check style of module, scripts, tests and notebooks
 notebooks: $(READY) ## run the notebooks on the sample and store their outputs in the repository
 	@rm -rf build/notebooks
 	@ANIMALS10_PROFILE=sample ANIMALS10_ROOT=build/notebooks $(BIN)/python scripts/run_notebooks.py --store
+
+readme: $(READY) ## write the results table of README from results.csv and data/published-results.csv
+	@$(BIN)/python scripts/readme_table.py --write
 
 sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Emoji)
 	@$(BIN)/python scripts/draw_sample.py

@@ -6,7 +6,6 @@ Importing this module starts nothing, reads no environment variable and changes 
 """
 
 import ast
-import csv
 import difflib
 import hashlib
 import json
@@ -15,17 +14,14 @@ import platform
 import re
 import subprocess
 import time
-import uuid
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-import filelock
 import keras
 import matplotlib.pyplot as plt
 import nbformat
@@ -48,18 +44,13 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 from tqdm.keras import TqdmCallback
 
+from storage import StudyError, append_row, read_table, whole_file, write_table
+
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 REPOSITORY = Path(__file__).resolve().parent
 SAMPLE = REPOSITORY / "data" / "sample" / "raw-img"
 NOTEBOOKS = ("01-preprocessing.ipynb", "02-CNN-modeltraining.ipynb", "03-transfer-learning.ipynb")
-
-
-class StudyError(RuntimeError):
-    """Something the person at the keyboard can put right; its message is one line that says what, where and how."""
-
-    def _render_traceback_(self) -> list[str]:  # IPython's hook: a notebook shows the line without the stack above it
-        return [f"StudyError: {self}"]
 
 
 class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -106,7 +97,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         if profile == "sample":
             if "profile" not in given:
                 print(f"There are no photographs in {short(raw)}: this is the sample profile, on the shipped drawings.")
-            sample = {"root": REPOSITORY / "build" / "sample", "raw": SAMPLE, "weights": "random", "max_epochs": 2}
+            sample = {"root": REPOSITORY / "build" / "sample", "raw": SAMPLE, "weights": "random", "max_epochs": 1}
             given = sample | given
         try:
             return cls(**{"root": REPOSITORY, "raw": raw} | given | {"profile": profile})
@@ -188,37 +179,7 @@ ENGLISH = ("dog", "horse", "elephant", "butterfly", "chicken", "cat", "cow", "sh
 # Formats that hold photographs. Pillow reads more (EPS would start Ghostscript): a data set needs none of them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 PUBLISHED = REPOSITORY / "data" / "published-results.csv"  # the original study's 42 runs, and 22 at 200 × 200
-# Columns that stay text, whatever a value looks like.
-TEXTS = tuple(
-    """relpath name category source sha256 predicted model_id run_id dataset commit data_sha256
-    filters pool_sizes dense_units dropout notebook backbone continues remark""".split()
-)
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of 1 GiB at 3 bytes a pixel), from which it warns of a bomb
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which it replaces after the block: no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Writes a table as csv, whole or not at all, and returns it. File names that are no valid UTF-8 survive."""
-    with whole_file(path) as temporary:
-        table.to_csv(temporary, index=False, errors="surrogateescape")
-    return table
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """Reads a csv table of this study; a class may be named `NA`, `7` or `1e5` and stays text."""
-    options = {"keep_default_na": False, "na_values": [""], "encoding_errors": "surrogateescape"}
-    return pd.read_csv(path, dtype=dict.fromkeys(TEXTS, "str"), **options)
 
 
 def scan_photographs(settings: Settings) -> pd.DataFrame:
@@ -773,7 +734,7 @@ def train(
     stored = sorted((settings.root / "models").glob(f"{model_id}-*-{digest}"))
     if stored and (left_out or not settings.force):
         run = Run(model_id, stored[-1])
-        append_result(settings, run.record["row"])  # if a kill came between folder and row
+        append_row(settings.results, run.record["row"], RESULT_COLUMNS)  # if a kill came between folder and row
         return run
     if why:
         print(f"{model_id} skipped: {why}")
@@ -817,7 +778,7 @@ def train(
     write_table(predictions, aside / "predictions.csv")
     (aside / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     aside.rename(folder)
-    append_result(settings, row)
+    append_row(settings.results, row, RESULT_COLUMNS)
     return Run(model_id, folder)
 
 
@@ -915,29 +876,6 @@ def reports(*runs: Run) -> pd.DataFrame:
     if not trained:
         return pd.DataFrame()
     return pd.concat(tables, axis=1).assign(pictures=report.support.astype(int))
-
-
-def append_result(settings: Settings, row: Mapping) -> None:
-    """Appends a run to `results.csv`, under a lock and flushed to disk, unless its `run_id` is there already.
-
-    Columns beyond ours are kept and left empty; a StudyError says which of ours the table lacks.
-    """
-    path = settings.results
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(f".{path.name}.lock")), path.open("a+", newline="", encoding="utf-8") as file:
-        file.seek(0)
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or RESULT_COLUMNS
-        if missing := [name for name in RESULT_COLUMNS if name not in header]:
-            raise StudyError(f"{path} lacks the columns {', '.join(missing)}: add them, or move the file away.")
-        if any(stored["run_id"] == row["run_id"] for stored in reader):
-            return
-        writer = csv.DictWriter(file, header, lineterminator="\n")
-        if not reader.fieldnames:
-            writer.writeheader()
-        writer.writerow(dict(row))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def results_table(settings: Settings) -> pd.DataFrame:

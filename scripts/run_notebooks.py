@@ -17,17 +17,10 @@ from papermill.exceptions import PapermillExecutionError
 
 import auxiliary as aux
 
-COLUMNS = [
-    "model_id",
-    "learning_rate",
-    "epochs",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "epochs_run",
-    "dataset",
-    "weights",
-]
+# Of `published_table` and of results beyond it, with the names that are printed.
+COLUMNS = {"notebook": "notebook", "model_id": "model_id", "learning_rate": "rate", "epochs": "epochs"}
+COLUMNS |= {"published": "published", "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high"}
+COLUMNS |= {"epochs_run": "epochs run", "dataset": "dataset", "weights": "weights", "verdict": "verdict"}
 
 
 def store(executed: Path, target: Path) -> None:
@@ -40,6 +33,21 @@ def store(executed: Path, target: Path) -> None:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(notebook, target)
+
+
+def print_results(settings: aux.Settings) -> None:
+    """Prints the published runs with what was measured, in the order of publication, and then all other runs."""
+    table = aux.published_table(settings)
+    table = table.rename(columns={"accuracy": "published", "accuracy_measured": "accuracy"})
+    done = table[table.run_id.notna()]
+    results = aux.results_table(settings)
+    other = results[~results.run_id.isin(done.run_id)]
+    titles = {f"{len(done)} of {len(table)} published runs": done, "Other runs, best first": other}
+    for title, rows in titles.items():
+        if len(rows):
+            rows = rows[[name for name in COLUMNS if name in rows]].rename(columns=COLUMNS)
+            print(f"\n{title} ({aux.short(settings.results)}):\n")
+            print(rows.to_string(index=False, float_format="{:.4g}".format))
 
 
 def main() -> None:
@@ -64,9 +72,7 @@ def main() -> None:
             sys.exit(f"\n{name}, cell {error.cell_index + 1} (In [{error.exec_count}]): {error.ename}: {error.evalue}")
         if arguments.store:
             store(folder / name, aux.REPOSITORY / name)
-    results = aux.results_table(settings)[COLUMNS]
-    print(f"\n{aux.short(settings.results)}, best first:\n")
-    print(results.to_string(index=False, float_format="{:.4g}".format))
+    print_results(settings)
     if settings.profile == "sample":
         print("\nSample and random weights: drawings and untrained backbones, to see that all works.")
 

@@ -1,6 +1,8 @@
+import kagglehub
 import pytest
 
 import auxiliary as aux
+from scripts.download import download
 
 
 @pytest.mark.parametrize(
@@ -58,10 +60,10 @@ def test_without_network_the_download_says_how_to_place_the_data(tmp_path, monke
     def fail(*_, **__):
         raise ConnectionError("no route to host\nand much more")
 
-    monkeypatch.setattr(aux.kagglehub, "dataset_download", fail)
+    monkeypatch.setattr(kagglehub, "dataset_download", fail)
     raw = tmp_path / "data" / "raw-img"
     with pytest.raises(
         aux.StudyError, match=rf"no route to host.*By hand: fetch https://www.kaggle.com.*{raw}"
     ) as error:
-        aux.download_animals10(aux.Settings(root=tmp_path, raw=raw))
+        download(aux.Settings(root=tmp_path, raw=raw))
     assert "\n" not in str(error.value)

@@ -97,20 +97,6 @@ def test_a_row_that_a_kill_lost_is_appended_from_the_folder(prepared):
     assert [row["run_id"] for row in rows(prepared)] == [run.record["row"]["run_id"]]
 
 
-def test_rows_survive_odd_values_and_other_peoples_columns(settings):
-    row = dict.fromkeys(aux.RESULT_COLUMNS, "x") | {"run_id": "1", "dataset": 'a, "b"\nc'}
-    aux.append_result(settings, row)
-    aux.append_result(settings, row)
-    assert [stored["dataset"] for stored in rows(settings)] == ['a, "b"\nc']
-    text = settings.results.read_text().replace("time,", "mine,time,").replace("x,x", ",x,x", 1)
-    settings.results.write_text(text)
-    aux.append_result(settings, row | {"run_id": "2"})
-    assert [(stored["run_id"], stored["mine"]) for stored in rows(settings)] == [("1", ""), ("2", "")]
-    settings.results.write_text("time,model_id\n1,2\n")
-    with pytest.raises(aux.StudyError, match="lacks the columns learning_rate"):
-        aux.append_result(settings, row)
-
-
 def test_figures_of_known_predictions():
     table = aux.pd.DataFrame({"category": list("aaab"), "predicted": list("aabb")})
     found = aux.metrics(table)

@@ -1,0 +1,83 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+
+import auxiliary as aux
+from scripts import readme_table
+
+PUBLISHED = aux.read_table(aux.PUBLISHED)
+
+
+def test_the_published_runs_are_all_there():
+    assert PUBLISHED.image_size.value_counts().to_dict() == {224: 42, 200: 22}
+    runs = PUBLISHED.query("image_size == 224")
+    assert runs.notebook.value_counts().to_dict() == {"02": 27, "03": 15}
+    assert runs.loc[runs.accuracy.idxmax(), ["model_id", "accuracy"]].tolist() == ["effnet2S_small_finetune", 0.976699]
+    assert set(PUBLISHED.model_id.where(PUBLISHED.image_size == 224).dropna()) <= set(aux.model_ids())
+
+
+def cells(values: str, number) -> tuple:
+    return tuple(0.0 if value == "-" else number(value) for value in values.split())
+
+
+@pytest.mark.parametrize("row", PUBLISHED.query("image_size == 224").itertuples(), ids=lambda row: str(row.Index))
+def test_parameters_of_each_published_run(row):
+    dense, rates = cells(row.dense_units, int), cells(row.dropout, float) if pd.notna(row.dropout) else ()
+    if row.notebook == "02":
+        architecture = aux.CNN(cells(row.filters, int), cells(row.pool_sizes, int), dense, rates)
+    else:
+        architecture = aux.Transfer(row.backbone, dense, rates or (0.0,) * len(dense))
+    model = architecture.build(10)
+    assert model.count_params() == row.params
+    frozen_head = row.notebook == "02" or row.unfreeze_last == 0 or row.model_id == "mobnet2_dense256_finetune"
+    if frozen_head:
+        assert aux.count(model.trainable_weights) == row.trainable_params
+    elif row.model_id == "effnet2S_small_finetune":
+        dataclasses.replace(architecture, unfreeze_last=30, freeze_batch_norm=False).set_trainable(model)
+        assert aux.count(model.trainable_weights) == row.trainable_params
+    else:
+        assert pd.isna(row.trainable_params)
+
+
+def add(settings, dataset="animals10", weights="none", **values):
+    row = dict.fromkeys(aux.RESULT_COLUMNS, 1) | {"dataset": dataset, "weights": weights, "image_size": 224} | values
+    aux.append_row(settings.results, row, aux.RESULT_COLUMNS)
+
+
+def test_published_and_measured_are_joined_run_by_run(tmp_path):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    cnn = {"model_id": "conv4invto128_dense1", "learning_rate": 5e-4, "epochs": 80, "accuracy_high": 0.75}
+    add(settings, **cnn, run_id="a", time="2026-01-01", accuracy=0.5, accuracy_low=0.4)
+    add(settings, **cnn, run_id="b", time="2026-01-02", accuracy=0.72, accuracy_low=0.70)
+    add(settings, **cnn | {"epochs": 35}, run_id="c", time="2026-01-01", accuracy=0.72, accuracy_low=0.70)
+    mini = {"model_id": "mobnet2_dense256", "learning_rate": 5e-4, "epochs": 13, "accuracy": 0.9, "time": "2026-01-01"}
+    add(settings, **mini, run_id="d", repetition=2, dataset="mini")
+    add(settings, **mini, run_id="e", weights="random")
+    table = aux.published_table(settings)
+    assert len(table) == 42
+    found = table[table.run_id.notna()].set_index("run_id")
+    verdicts = ["outside the interval", "inside the interval", "not judged: random weights"]
+    assert found.verdict.to_dict() == dict(zip("cbed", [*verdicts, "not judged: measured on mini"], strict=True))
+    assert found.difference["b"] == pytest.approx(0.72 - 0.710847) and found.accuracy["c"] == 0.678762
+    assert set(table.verdict[table.run_id.isna()]) == {"not measured"}
+    assert len(aux.published_table(settings.model_copy(update={"image_size": 200}))) == 22
+
+
+def test_readme_shows_what_the_tables_hold():
+    text = readme_table.README.read_text(encoding="utf-8")
+    assert readme_table.insert(text) == text
+
+
+def test_layers_as_latex():
+    model = aux.CNN((8,), (2,), (16,)).build(3, 32)
+    latex = aux.layer_table(model).assign(layer="50_%&").to_latex(index=False, escape=True)
+    assert r"\toprule" in latex and r"50\_\%\& & Conv2D & 30 × 30 × 8 & 224 \\" in latex
+
+
+def test_reports_stand_side_by_side(prepared):
+    runs = [aux.train(prepared, name, aux.CNN((4,), (4,), (8,)), learning_rate=1e-3, epochs=1) for name in "ab"]
+    table = aux.reports(*runs, aux.Run("absent", why="not yet."))
+    assert table.columns.get_level_values(0).unique().tolist() == ["a, 1 epochs", "b, 1 epochs", "pictures"]
+    assert table.pictures[["blue", "green", "red"]].sum() == 5 and aux.reports().empty
+    assert table["a, 1 epochs"].recall["weighted avg"] == pytest.approx(runs[0].record["row"]["recall"])
