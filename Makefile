@@ -7,19 +7,19 @@ NOTEBOOKS := 01-preprocessing.ipynb 02-CNN-modeltraining.ipynb 03-transfer-learn
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Each setting that was given to make goes to the notebooks as ANIMALS10_<name>.
-SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED
+SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED STORE VIEWS DETERMINISTIC
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data test lint notebooks sample readme lock clean
+.PHONY: help run full data test lint notebooks sample readme lock clean clean-cache
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## run the three notebooks on the shipped sample, in build/sample, and print the results
 	@ANIMALS10_PROFILE=sample $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
 
-full: $(READY) ## run them on your photographs: RAW= ROOT= WEIGHTS= ONLY= MAX_EPOCHS= IMAGE_SIZE= FORCE= SEED=
+full: $(READY) ## run them on your photographs: RAW= ROOT= WEIGHTS= ONLY= … (see Settings in README)
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
 
 data: $(READY) ## download Animals-10 into data/raw-img
@@ -46,6 +46,9 @@ sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Em
 lock: $(READY) ## pin anew what requirements.txt needs in turn (needs uv)
 	@grep -v '^-c' requirements.txt | uv pip compile --universal --python-version 3.11 --quiet \
 		--no-header --no-annotate --no-emit-index-url - -o requirements.lock
+
+clean-cache: ## delete the stored activations of a workspace: ROOT=
+	@rm -rf "$(or $(ROOT),.)/data/activations"
 
 clean: ## delete build/ and caches; data, models, results and .venv stay
 	@rm -rf build .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints

@@ -16,12 +16,14 @@ import subprocess
 import time
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+import filelock
 import keras
 import matplotlib.pyplot as plt
 import nbformat
@@ -44,11 +46,11 @@ from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 from tqdm.keras import TqdmCallback
 
-from storage import StudyError, append_row, read_table, whole_file, write_table
+import activations
+from storage import REPOSITORY, ResumableStopping, StudyError, append_row, read_table, short, whole_file, write_table
 
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-REPOSITORY = Path(__file__).resolve().parent
 SAMPLE = REPOSITORY / "data" / "sample" / "raw-img"
 NOTEBOOKS = ("01-preprocessing.ipynb", "02-CNN-modeltraining.ipynb", "03-transfer-learning.ipynb")
 
@@ -66,6 +68,9 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         max_epochs: Cap on the epochs of every run; None for no cap.
         force: Whether to train again what is finished already.
         seed: The one seed of splits, balancing, initial weights, shuffling, dropout and augmentation.
+        store: Precision in which the answers of frozen layers are kept on disk; `off` asks them anew in every epoch.
+        views: Augmented views of each training photograph in that store; epochs take turns with them.
+        deterministic: Whether a GPU must repeat itself to the last digit (slower; a CPU always does).
     """
 
     root: Path
@@ -77,6 +82,9 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     max_epochs: int | None = pydantic.Field(None, ge=1)
     force: bool = False
     seed: int = pydantic.Field(5, ge=0, lt=2**31)
+    store: Literal["float16", "float32", "off"] = "float16"
+    views: int = pydantic.Field(4, ge=1, le=100)
+    deterministic: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -97,7 +105,8 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         if profile == "sample":
             if "profile" not in given:
                 print(f"There are no photographs in {short(raw)}: this is the sample profile, on the shipped drawings.")
-            sample = {"root": REPOSITORY / "build" / "sample", "raw": SAMPLE, "weights": "random", "max_epochs": 1}
+            sample = {"root": REPOSITORY / "build" / "sample", "raw": SAMPLE, "weights": "random"}
+            sample |= {"max_epochs": 1, "views": 1}
             given = sample | given
         try:
             return cls(**{"root": REPOSITORY, "raw": raw} | given | {"profile": profile})
@@ -155,13 +164,10 @@ def holds_photographs(folder: Path) -> bool:
     return folder.is_dir() and any(any(entry.iterdir()) for entry in folder.iterdir() if entry.is_dir())
 
 
-def short(path: Path) -> str:
-    """Returns a path as a person would type it in the repository."""
-    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else str(path)
-
-
-def use_device() -> str:
+def use_device(deterministic: bool = False) -> str:
     """Sets mixed float16 where there is a GPU and float32 on a CPU; returns the device in words."""
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
     keras.config.set_dtype_policy("mixed_float16" if gpus else "float32")
     if gpus:
@@ -179,6 +185,7 @@ ENGLISH = ("dog", "horse", "elephant", "butterfly", "chicken", "cat", "cow", "sh
 # Formats that hold photographs. Pillow reads more (EPS would start Ghostscript): a data set needs none of them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 PUBLISHED = REPOSITORY / "data" / "published-results.csv"  # the original study's 42 runs, and 22 at 200 × 200
+PREPROCESSING = "upright, on white, bilinear, JPEG quality 90"  # what `resize_photographs` does
 MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of 1 GiB at 3 bytes a pixel), from which it warns of a bomb
 
 
@@ -209,11 +216,11 @@ def scan_photographs(settings: Settings) -> pd.DataFrame:
         if path.parent == settings.raw:
             return row | {"reason": "lies in no class folder"}
         try:
-            with _open_photograph(path) as picture, path.open("rb") as file:
+            with _open_photograph(path) as picture:
                 row |= {"format": picture.format, "category": categories[path.parent.name]}
                 row |= {"width": picture.width, "height": picture.height, "mode": picture.mode}
                 row |= {"channels": len(picture.getbands()), "bytes": path.stat().st_size}
-                return row | {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+                return row | {"sha256": file_sha256(path)}
         except Exception as error:  # whatever is wrong with one file must not stop the others: it is recorded
             return row | {"reason": _reason(error)}
 
@@ -496,9 +503,7 @@ def training_batches(
     paths, labels = _files(settings, table)
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Stateless throughout: a seeded `Dataset.shuffle` would depend on TensorFlow's global seed, too.
-        key = tf.random.fold_in(tf.constant([seed, 0], tf.int64), epoch)
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(table)), key)
+        key, order = _shuffled(len(table), seed, epoch)
 
         def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             picture, label = _read(tf.gather(paths, index), tf.gather(labels, index), settings.image_size)
@@ -508,6 +513,35 @@ def training_batches(
         return dataset.batch(batchsize)
 
     return tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of).prefetch(2)
+
+
+def view_batches(
+    settings: Settings, table: pd.DataFrame, views: int, augmented: bool, start: int = 0, batchsize: int = 32
+) -> tf.data.Dataset:
+    """Returns all pictures of a table in a first view, then all in a second, and so on, from a row of that list on.
+
+    A view is a variation of its own where `augmented`; it depends on the settings' seed, the view and the row alone.
+
+    Returns:
+        Batches as `batches` gives them.
+    """
+    paths, labels = _files(settings, table)
+
+    def load(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        view, index = row // len(table), row % len(table)
+        picture, label = _read(tf.gather(paths, index), tf.gather(labels, index), settings.image_size)
+        key = tf.random.fold_in(tf.random.fold_in(tf.constant([settings.seed, 1], tf.int64), view), index)
+        return (augment(picture, key) if augmented else picture), label
+
+    dataset = tf.data.Dataset.range(start, views * len(table)).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.batch(batchsize).prefetch(2)
+
+
+def _shuffled(n: int, seed: int, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns an epoch's key for random numbers, (2,), and its order of n pictures, int32 (n,)."""
+    # Stateless throughout: a seeded `Dataset.shuffle` would depend on TensorFlow's global seed, too.
+    key = tf.random.fold_in(tf.constant([seed, 0], tf.int64), tf.cast(epoch, tf.int64))
+    return key, tf.random.experimental.stateless_shuffle(tf.range(n), key)
 
 
 def _files(settings: Settings, table: pd.DataFrame) -> tuple[tf.Tensor, tf.Tensor]:
@@ -550,6 +584,11 @@ class CNN:
         return keras.Model(inputs, _head(keras.layers.Flatten()(x), self, n_classes))
 
 
+# One pass over the photographs serves all runs of a backbone: activations are kept before the most layers that any run
+# of the study trains, and after the pooling, where heads begin. A run that trains more has a store of its own.
+STORED_BEFORE_LAST = {"MobileNetV2": 25, "ResNet50V2": 20, "EfficientNetV2S": 30}
+
+
 @dataclass(frozen=True)
 class Transfer:
     """A backbone of keras.applications, global average pooling and a dense head.
@@ -584,12 +623,21 @@ class Transfer:
         self.set_trainable(model)
         return model
 
+    def end(self, model: keras.Model) -> int:
+        """Returns the position in `model.layers` of the pooling, which follows the backbone."""
+        return [layer.name for layer in model.layers].index("pooled")
+
+    def boundaries(self, model: keras.Model) -> dict[str, keras.Layer]:
+        """Returns after which layers activations are stored: `cut`, before what may be trained, and `pooled`."""
+        last = max(self.unfreeze_last, STORED_BEFORE_LAST[self.backbone])
+        return {"cut": activations.cut_before(model, self.end(model) - last), "pooled": model.get_layer("pooled")}
+
     def set_trainable(self, model: keras.Model) -> None:
         """Freezes the backbone's layers but for the last `unfreeze_last`, and leaves the head trainable.
 
         Batch normalisation is frozen layer by layer: `fit` would run it in training mode, however it was called.
         """
-        end = [layer.name for layer in model.layers].index("pooled")
+        end = self.end(model)
         for index, layer in enumerate(model.layers):
             is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
             layer.trainable = index >= end - self.unfreeze_last and not (is_batch_norm and self.freeze_batch_norm)
@@ -640,6 +688,9 @@ RESULT_COLUMNS = tuple(
     accuracy_low accuracy_high train_seconds peak_memory_mb seed device tensorflow keras commit data_sha256
     """.split()
 )
+
+
+RUN_FILES = ("model.keras", "history.csv", "predictions.csv")
 
 
 @dataclass(frozen=True)
@@ -722,6 +773,8 @@ def train(
     spec |= {"class_balance": class_balance, "batchsize": batchsize, "augmented": augmented, "repetition": repetition}
     spec |= {"image_size": settings.image_size, "seed": settings.seed + repetition - 1, "data_sha256": splits.sha256}
     weights, spec["weights"] = _weights(settings, architecture)
+    if isinstance(architecture, Transfer):
+        spec |= {"store": settings.store, "views": settings.views if augmented and settings.store != "off" else None}
     left_out = bool(settings.only) and model_id not in settings.only
     why = "ANIMALS10_ONLY leaves it out." if left_out else spec["weights"] if weights == "missing" else ""
     if continues and continues.path:
@@ -731,22 +784,40 @@ def train(
             f"{model_id} continues {continues.model_id}; train that first. It is not there: {continues.why}"
         )
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
-    stored = sorted((settings.root / "models").glob(f"{model_id}-*-{digest}"))
-    if stored and (left_out or not settings.force):
-        run = Run(model_id, stored[-1])
-        append_row(settings.results, run.record["row"], RESULT_COLUMNS)  # if a kill came between folder and row
+    models = settings.root / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(models / f".{digest}.lock"):  # two processes must not train the same run
+        stored = sorted(models.glob(f"{model_id}-*-{digest}"))
+        if stored and (left_out or not settings.force):
+            run = Run(model_id, stored[-1])
+            append_row(settings.results, run.record["row"], RESULT_COLUMNS)  # if a kill came between folder and row
+            return run
+        if why:
+            print(f"{model_id} skipped: {why}")
+            return Run(model_id, why=why)
+        run = _execute(settings, splits, spec, architecture, weights, continues, models / f".{model_id}-{digest}")
+        append_row(settings.results, run.record["row"], RESULT_COLUMNS)
         return run
-    if why:
-        print(f"{model_id} skipped: {why}")
-        return Run(model_id, why=why)
-    device = use_device()
+
+
+def _execute(
+    settings: Settings,
+    splits: Splits,
+    spec: Mapping,
+    architecture: CNN | Transfer,
+    weights: str | None,
+    continues: Run | None,
+    work: Path,
+) -> Run:
+    """Builds, trains, judges and stores one run; in `work` it leaves what a later start goes on from."""
+    clock = {"start": time.perf_counter()}
+    device = use_device(settings.deterministic)
     keras.backend.clear_session()
     keras.utils.set_random_seed(spec["seed"])
-    if continues:
-        model, _ = load_model(continues.file("model.keras"))
-    elif isinstance(architecture, CNN):
+    model = load_model(continues.file("model.keras"))[0] if continues else None
+    if model is None and isinstance(architecture, CNN):
         model = architecture.build(len(splits.class_names), settings.image_size)
-    else:
+    elif model is None:
         try:
             model = architecture.build(len(splits.class_names), settings.image_size, weights)
         except Exception as error:
@@ -756,57 +827,153 @@ def train(
             raise StudyError(f"No ImageNet weights of {architecture.backbone}: {one_line(error)}. {advice}") from None
     if isinstance(architecture, Transfer):
         architecture.set_trainable(model)
-    table = balance(splits.train, class_balance, settings.seed)
-    if class_balance != "none":
-        write_table(table, settings.data / BALANCES[class_balance])  # for people to open
-    outcome, history = _fit(settings, splits, model, table, spec)
-    predictions = predict_table(settings, model, splits.test, splits.class_names)
+    clock["build"] = time.perf_counter()
+    table = balance(splits.train, spec["class_balance"], settings.seed)
+    if spec["class_balance"] != "none":
+        write_table(table, settings.data / BALANCES[spec["class_balance"]])  # for people to open
+    inputs = _inputs(settings, splits, model, architecture, table, spec)
+    clock["activations"] = time.perf_counter()
+    outcome, history = _fit(inputs, spec, work)
+    clock["fit"] = time.perf_counter()
+    predictions = predict_table(inputs.model, inputs.test, splits.test, splits.class_names)
+    clock["predict"] = time.perf_counter()
     now = datetime.now(UTC)
-    run_id = f"{now:%Y%m%dT%H%M%S%f}-{digest}"
+    run_id = f"{now:%Y%m%dT%H%M%S%f}-{work.name.rpartition('-')[2]}"
     outcome |= {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id, "dataset": splits.dataset, "device": device}
     outcome |= {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test)}
     outcome |= {"trainable_params": count(model.trainable_weights), "commit": commit()} | metrics(predictions)
     outcome |= {"tensorflow": tf.__version__, "keras": keras.__version__, "params": model.count_params()}
-    row = {name: (spec | outcome)[name] for name in RESULT_COLUMNS}
-    weights_sha256 = hashlib.sha256(b"".join(value.tobytes() for value in model.get_weights())).hexdigest()
-    record = {"spec": spec, "row": row, "class_names": splits.class_names, "weights_sha256": weights_sha256}
-    folder = settings.root / "models" / f"{model_id}-{run_id}"
-    aside = folder.with_name(f".{folder.name}")  # renamed when whole
-    aside.mkdir(parents=True)
-    save_model(model, aside / "model.keras", splits.class_names)
-    write_table(history, aside / "history.csv")
-    write_table(predictions, aside / "predictions.csv")
-    (aside / "run.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-    aside.rename(folder)
-    append_row(settings.results, row, RESULT_COLUMNS)
-    return Run(model_id, folder)
+    record = {"spec": spec, "row": {name: (spec | outcome)[name] for name in RESULT_COLUMNS}}
+    record |= {"class_names": splits.class_names, "weights_sha256": activations.weights_sha256(model.layers)}
+    work.mkdir(parents=True, exist_ok=True)
+    save_model(model, work / "model.keras", splits.class_names)
+    write_table(history, work / "history.csv")
+    write_table(predictions, work / "predictions.csv")
+    clock["save"] = time.perf_counter()
+    steps = list(clock)
+    record["seconds"] = {step: round(clock[step] - clock[before], 2) for before, step in pairwise(steps)}
+    record["environment"] = environment() | {"deterministic": settings.deterministic}
+    record["files_sha256"] = {name: file_sha256(work / name) for name in RUN_FILES}
+    with whole_file(work / "run.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    (work / "training.npz").unlink(missing_ok=True)
+    folder = work.with_name(f"{spec['model_id']}-{run_id}")
+    work.rename(folder)  # from here on the run is there
+    return Run(spec["model_id"], folder)
 
 
-def _fit(
-    settings: Settings, splits: Splits, model: keras.Model, table: pd.DataFrame, spec: Mapping
-) -> tuple[dict, pd.DataFrame]:
+@dataclass(frozen=True)
+class Inputs:
+    """What `fit` trains and is fed with: a whole network and pixels, or its end and stored activations.
+
+    `model` shares its layers with the whole network. `training` gives the batches from an epoch (from 0) on, `steps` of
+    them an epoch; `frozen` are the dropouts among layers that are not trained.
+    """
+
+    model: keras.Model
+    training: Callable
+    validation: tf.data.Dataset
+    test: tf.data.Dataset
+    steps: int
+    frozen: tuple[keras.layers.Dropout, ...]
+
+
+def _inputs(
+    settings: Settings,
+    splits: Splits,
+    model: keras.Model,
+    architecture: CNN | Transfer,
+    table: pd.DataFrame,
+    spec: dict,
+) -> Inputs:
+    batchsize, seed, augmented = spec["batchsize"], spec["seed"], spec["augmented"]
+    steps, transfer, frozen = -(-len(table) // batchsize), isinstance(architecture, Transfer), ()
+    if transfer:
+        layers = model.layers[: architecture.end(model) - architecture.unfreeze_last]
+        frozen = tuple(layer for layer in layers if isinstance(layer, keras.layers.Dropout))
+    if not transfer or settings.store == "off":
+
+        def training(epoch: int) -> tf.data.Dataset:
+            return training_batches(settings, table, range(epoch, spec["epochs"]), batchsize, augmented, seed)
+
+        parts = [batches(settings, part) for part in (splits.val, splits.test)]
+        return Inputs(model, training, *parts, steps, frozen)
+    title, boundaries = architecture.backbone, architecture.boundaries(model)
+    outputs = {name: layer.output for name, layer in boundaries.items()}
+    bottom = keras.Model(model.input, list(outputs.values()))
+    answer = tf.function(lambda pixels: bottom(pixels, training=False))
+    network = {"backbone": title, "image_size": settings.image_size, "preprocessing": PREPROCESSING}
+    network |= {"weights_sha256": activations.weights_sha256(model.layers[: architecture.end(model)])}
+    network |= {"cut": boundaries["cut"].name, "policy": keras.config.dtype_policy().name, "device": use_device()}
+    network |= {"tensorflow": tf.__version__, "keras": keras.__version__}
+
+    def stored(part: pd.DataFrame, name: str, dtype: str, views: int = 1, augmented: bool = False) -> np.ndarray:
+        def compute(start: int) -> Iterator[list[np.ndarray]]:
+            for pixels, _ in view_batches(settings, part, views, augmented, start):
+                yield [array.numpy() for array in answer(pixels)]
+
+        photographs = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256)]))).hexdigest()
+        key = network | {
+            "photographs": photographs,
+            "views": views,
+            "augmentation": AUGMENTATION if augmented else None,
+        }
+        key |= {"seed": settings.seed if augmented else None}
+        shapes = {name: output.shape[1:] for name, output in outputs.items()}
+        where = settings.data / "activations", f"{title}-{name}"
+        arrays = activations.stored(*where, key, shapes, dtype, views * len(part), compute)
+        return arrays["cut" if architecture.unfreeze_last else "pooled"]
+
+    def whole(part: pd.DataFrame, name: str) -> tf.data.Dataset:
+        rows = np.arange(len(part))  # in float32: what is found here must hold for the whole model
+        dataset = activations.batches(stored(part, name, "float32"), part.label.to_numpy("int32"), lambda: [rows])
+        return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(part) // 32)))  # which `fit` asks for
+
+    views, distinct = spec["views"] or 1, table.drop_duplicates("relpath", ignore_index=True)
+    position = pd.Series(distinct.index, distinct.relpath)[table.relpath].to_numpy()
+    train = stored(distinct, "train", settings.store, views, augmented) if spec["epochs"] else None
+
+    def rows_of(epoch: int) -> np.ndarray:
+        return epoch % views * len(distinct) + position[_shuffled(len(table), seed, epoch)[1].numpy()]
+
+    def training(first: int) -> tf.data.Dataset:
+        labels = distinct.label.to_numpy("int32")
+        return activations.batches(train, labels, lambda: map(rows_of, range(first, spec["epochs"])), batchsize)
+
+    end = keras.Model(outputs["cut" if architecture.unfreeze_last else "pooled"], model.output)
+    return Inputs(end, training, whole(splits.val, "val"), whole(splits.test, "test"), steps, frozen)
+
+
+def _fit(inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]:
     """Trains a model in place; returns the figures of its training for `results.csv`, and its history."""
-    first, batchsize = spec["initial_epoch"], spec["batchsize"]
-    epochs = min(spec["epochs"], first + (settings.max_epochs or spec["epochs"]))
+    first, model = spec["initial_epoch"], inputs.model
+    epochs = min(spec["epochs"], first + (spec["max_epochs"] or spec["epochs"]))
     jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA slows a CPU down many times
-    loss = "sparse_categorical_crossentropy"
-    model.compile(keras.optimizers.Adam(spec["learning_rate"]), loss, metrics=["accuracy"], jit_compile=jit_compile)
-    training = training_batches(settings, table, range(first, epochs), batchsize, spec["augmented"], spec["seed"])
+    optimizer = keras.optimizers.Adam(spec["learning_rate"])
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit_compile)
     process, memory = psutil.Process(), [psutil.Process().memory_info().rss]
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: memory.append(process.memory_info().rss))
-    stopping = keras.callbacks.EarlyStopping(patience=spec["patience"], restore_best_weights=True)
-    callbacks = [stopping, watch, TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"])]
-    options = {"epochs": epochs, "initial_epoch": first, "steps_per_epoch": -(-len(table) // batchsize), "verbose": 0}
-    started = time.perf_counter()
-    validation = batches(settings, splits.val, batchsize)
-    fitted = model.fit(training, validation_data=validation, shuffle=False, callbacks=callbacks, **options)
-    seconds = time.perf_counter() - started
-    history = pd.DataFrame({"epoch": [epoch + 1 for epoch in fitted.epoch]} | fitted.history)
+    stopping = ResumableStopping(work / "training.npz", spec["patience"], first)
+    start = min(stopping.next_epoch, epochs)
+    bar = TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"], initial=start)
+    options = {"epochs": epochs, "initial_epoch": start, "steps_per_epoch": inputs.steps, "shuffle": False}
+    rates = [layer.rate for layer in inputs.frozen]
+    for layer in inputs.frozen:  # frozen layers answer as they will when the model is used
+        layer.rate = 0
+    options |= {"callbacks": [stopping, watch, bar], "verbose": 0}
+    if start < epochs:
+        model.fit(inputs.training(start), validation_data=inputs.validation, **options)
+    else:  # there is nothing to train, or a kill came after the last epoch
+        stopping.restore(model)
+    for layer, rate in zip(inputs.frozen, rates):
+        layer.rate = rate
+    history = pd.DataFrame(stopping.history, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"])
     outcome = {"epochs_run": len(history), "best_epoch": None, "acc_train": None, "acc_val": None}
     if len(history):
         best = history.loc[history.val_loss.idxmin()]
         outcome |= {"best_epoch": int(best.epoch), "acc_train": best.accuracy, "acc_val": best.val_accuracy}
-    return outcome | {"train_seconds": round(seconds, 1), "peak_memory_mb": round(max(memory) / 1e6)}, history
+    return outcome | {"train_seconds": round(stopping.seconds, 1), "peak_memory_mb": round(max(memory) / 1e6)}, history
 
 
 def _weights(settings: Settings, architecture: CNN | Transfer) -> tuple[str | None, str]:
@@ -818,13 +985,27 @@ def _weights(settings: Settings, architecture: CNN | Transfer) -> tuple[str | No
     path = Path(settings.weights) / f"{architecture.backbone}.weights.h5"
     if not path.exists():
         return "missing", f"there is no {path.name} in {path.parent} (ANIMALS10_WEIGHTS)."
-    with path.open("rb") as file:
-        return str(path), f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+    return str(path), f"{path.name} {file_sha256(path)[:12]}"
 
 
 def count(weights: Sequence[keras.Variable]) -> int:
     """Returns the number of values in a list of weights."""
     return int(sum(np.prod(weight.shape) for weight in weights))
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the checksum of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def environment() -> dict:
+    """Returns what besides the specification may move a figure's last digits: versions and thread counts."""
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "pillow": Image.__version__}
+    versions |= {"tensorflow": tf.__version__, "keras": keras.__version__, "platform": platform.platform()}
+    threads = {"cores": os.cpu_count(), "intra_op": tf.config.threading.get_intra_op_parallelism_threads()}
+    threads |= {"inter_op": tf.config.threading.get_inter_op_parallelism_threads()}
+    return versions | {"threads": threads}
 
 
 def commit() -> str:
@@ -840,14 +1021,15 @@ def commit() -> str:
 
 
 def predict_table(
-    settings: Settings, model: keras.Model, table: pd.DataFrame, class_names: Sequence[str]
+    model: keras.Model, pictures: tf.data.Dataset, table: pd.DataFrame, names: Sequence[str]
 ) -> pd.DataFrame:
-    """Returns a model's opinion of each picture of a table in the form of `Run.predictions`."""
-    probabilities = model.predict(batches(settings, table), verbose=0)
+    """Returns a model's opinion of the pictures of a table, given in its order, in the form of `Run.predictions`."""
+    # Called as it is: for one pass, `predict` takes longer to build its graph than it saves.
+    probabilities = np.concatenate([model(pixels, training=False).numpy() for pixels, _ in pictures])
     opinion = table[["relpath", "category"]].reset_index(drop=True)
-    opinion["predicted"] = [class_names[label] for label in probabilities.argmax(axis=1)]
+    opinion["predicted"] = [names[label] for label in probabilities.argmax(axis=1)]
     opinion["confidence"] = probabilities.max(axis=1)
-    return opinion.join(pd.DataFrame(probabilities, columns=[f"p_{name}" for name in class_names]))
+    return opinion.join(pd.DataFrame(probabilities, columns=[f"p_{name}" for name in names]))
 
 
 def metrics(predictions: pd.DataFrame) -> dict[str, float]:
