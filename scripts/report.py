@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import altair as alt
 import itables
 import jinja2
-import markupsafe
 import pandas as pd
 import vl_convert
 from PIL import Image
@@ -31,7 +30,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 LOOKS = {HAND_BUILT: (BLUE, "circle"), "MobileNetV2": (ORANGE, "square"), "ResNet50V2": ("#009E73", "triangle-up")}
 LOOKS |= {"EfficientNetV2S": ("#CC79A7", "diamond")}
 COSTS = {"params": "parameters", "train_seconds": "training time in seconds"}
-COSTS |= {"predict_ms": "prediction time of one picture in milliseconds"}
+COSTS |= {"predict_ms": "prediction time in milliseconds"}
 INK = "currentColor"  # of the page: light or dark, without drawing anew
 MISTAKES = 12  # that a run's view lists
 
@@ -148,7 +147,7 @@ def _history(settings: aux.Settings, run: aux.Run, facts: Mapping, pictures: boo
 def _predictions(settings: aux.Settings, run: aux.Run, facts: Mapping, pictures: bool) -> dict:
     predictions, names = run.predictions, run.record["class_names"]
     counts = pd.crosstab(predictions.category, predictions.predicted).reindex(index=names, columns=names, fill_value=0)
-    shares = counts.div(counts.sum(axis=1), axis=0).fillna(0).round(4)
+    shares = counts.div(counts.sum(axis=1), axis=0).fillna(0).round(3)
     # Empty cells stay blank, so that mistakes stand out; the diagonal names every class on both axes.
     cells = [(truth, predicted) for truth in names for predicted in names if counts.at[truth, predicted]]
     cells += [(name, name) for name in names if not counts.at[name, name]]
@@ -194,6 +193,7 @@ def text(value: object) -> str:
 # ── Charts ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 ROWS = alt.NamedData("rows")  # the page puts them in
+VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]  # as vl-convert names it
 CURVES = ("accuracy", "loss")
 LEGEND = alt.Legend(orient="top", title=None, columns=2)
 
@@ -250,7 +250,9 @@ def cost(name: str, backbones: list[str]) -> alt.LayerChart:
     hints = [alt.Tooltip(f"{field}:N", title=field) for field in ("run", "backbone", "setting")]
     hints += [alt.Tooltip(f"{field}:Q", format=".3f") for field in ("accuracy", "low", "high")]
     hints += [alt.Tooltip(f"{name}:Q", title=COSTS[name], format=",")]
-    spans = chart.mark_rule(opacity=0.3, color=INK).encode(x=x, y=alt.Y("low:Q", title="test accuracy"), y2="high:Q")
+    spans = chart.mark_rule(opacity=0.3, color=INK, aria=False).encode(
+        x=x, y=alt.Y("low:Q", title="test accuracy"), y2="high:Q"
+    )
     points = chart.mark_point(filled=True, size=70, opacity=0.95, cursor="pointer").encode(
         x=x,
         y=y,
@@ -265,8 +267,8 @@ def cost(name: str, backbones: list[str]) -> alt.LayerChart:
     front = chart.transform_window([alt.WindowFieldDef(op="max", field="accuracy", **{"as": "best"})], **order)
     front = front.transform_window([alt.WindowFieldDef(op="lag", field="best", **{"as": "before"})], **order)
     front = front.transform_filter("!isValid(datum.before) || datum.accuracy > datum.before")
-    steps = front.mark_line(interpolate="step-after", strokeWidth=1.2, color=INK, opacity=0.7)
-    rings = front.mark_point(size=190, color=INK, strokeWidth=1.4, filled=False).encode(x=x, y=y)
+    steps = front.mark_line(interpolate="step-after", strokeWidth=1.2, color=INK, opacity=0.7, aria=False)
+    rings = front.mark_point(size=190, color=INK, strokeWidth=1.4, filled=False, aria=False).encode(x=x, y=y)
     described = f"test accuracy against {COSTS[name]}; the runs of the table above, with their Pareto front"
     layers = spans + steps.encode(x=x, y=y, detail="setting:N") + rings + points
     return layers.properties(width="container", height=300, description=described)
@@ -289,8 +291,9 @@ def render(settings: aux.Settings, pictures: bool = False) -> str:
     bundle = Path(itables.__file__).parent / "html"
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    template = jinja2.Environment(loader=loader, **options).get_template("report.html.j2")
-    return template.render(
+    environment = jinja2.Environment(loader=loader, **options)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.get_template("report.html.j2").render(
         rows=rows,
         done=done,
         groups=_groups(table),
@@ -301,9 +304,9 @@ def render(settings: aux.Settings, pictures: bool = False) -> str:
             name: sorted({row[name] or "" for row in rows} - {""}) for name in ("notebook", "backbone", "dataset")
         },
         root=aux.short(settings.root),
-        vega=markupsafe.Markup(vl_convert.javascript_bundle(vl_version=alt.SCHEMA_VERSION.lstrip("v")[:3])),
+        vega=vl_convert.javascript_bundle(vl_version=VEGA_LITE),
         tables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
-        tables_css=markupsafe.Markup((bundle / "dt_bundle.css").read_text(encoding="utf-8")),
+        tables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
     )
 
 
