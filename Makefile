@@ -11,7 +11,7 @@ SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED STORE VIEWS D
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data test lint notebooks sample readme lock clean clean-cache
+.PHONY: help run full data test lint notebooks sample readme report lock clean clean-cache
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ notebooks: $(READY) ## run the notebooks on the sample and store their outputs i
 
 readme: $(READY) ## write the results table of README from results.csv and data/published-results.csv
 	@$(BIN)/python scripts/readme_table.py --write
+
+report: $(READY) ## write build/report/report.html of all stored runs: ROOT=, and PICTURES=1 to embed mistaken pictures
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/report.py $(if $(PICTURES),--pictures)
 
 sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Emoji)
 	@$(BIN)/python scripts/draw_sample.py
