@@ -111,13 +111,18 @@ def details(settings: aux.Settings, row: Mapping, pictures: bool) -> dict:
             facts = spec["architecture"] | {key: value for key, value in spec.items() if key != "architecture"} | facts
             for name, read in {"history.csv": _history, "predictions.csv": _predictions}.items():
                 if run.file(name).exists():
-                    found |= read(settings, run, facts, pictures)
+                    found |= read(run)
                 else:
                     found["notes"].append(f"{name} is missing in its folder.")
+            for mistake in found["mistakes"]:
+                picture = settings.data / "processed" / mistake["relpath"]
+                mistake["picture"] = thumbnail(picture) if pictures else ""
         except (OSError, ValueError, KeyError, AttributeError) as error:
             raise aux.StudyError(
                 f"{aux.short(folder)} cannot be read ({type(error).__name__}: {aux.one_line(error)}): move it away."
             ) from None
+    if row["epochs_run"] == 0:
+        found["notes"].append("It was judged as it was: no epoch was trained.")
     groups = {"Network": NETWORK.split(), "Training": [], "Measured": MEASURED.split(), "Origin": ORIGIN.split()}
     placed = sum(groups.values(), ["model_id"])
     groups["Training"] = [name for name in facts if name not in placed]
@@ -135,16 +140,17 @@ def details(settings: aux.Settings, row: Mapping, pictures: bool) -> dict:
     return found | {"facts": {title: group for title, group in shown.items() if group}}
 
 
-def _history(settings: aux.Settings, run: aux.Run, facts: Mapping, pictures: bool) -> dict:
+def _history(run: aux.Run) -> dict:
+    kept = run.record["row"]["best_epoch"]
     rows = [
-        {"epoch": int(row.epoch), "kept": bool(row.epoch == facts["best_epoch"])}
+        {"epoch": int(row.epoch), "kept": bool(row.epoch == kept)}
         | {f"{part}{name}": round(float(getattr(row, part + name)), 4) for part in ("", "val_") for name in CURVES}
         for row in run.history.itertuples()
     ]
-    return {"history": rows, "notes": [] if rows else ["It was judged as it was: no epoch was trained."]}
+    return {"history": rows}
 
 
-def _predictions(settings: aux.Settings, run: aux.Run, facts: Mapping, pictures: bool) -> dict:
+def _predictions(run: aux.Run) -> dict:
     predictions, names = run.predictions, run.record["class_names"]
     counts = pd.crosstab(predictions.category, predictions.predicted).reindex(index=names, columns=names, fill_value=0)
     shares = counts.div(counts.sum(axis=1), axis=0).fillna(0).round(3)
@@ -159,8 +165,6 @@ def _predictions(settings: aux.Settings, run: aux.Run, facts: Mapping, pictures:
     report.columns = ["precision", "recall", "f1", "pictures"]
     wrong = predictions[predictions.category != predictions.predicted].sort_values("confidence", ascending=False)
     mistakes = wrong.head(MISTAKES)[["relpath", "category", "predicted", "confidence"]].to_dict("records")
-    for row in mistakes:
-        row["picture"] = thumbnail(settings.data / "processed" / row["relpath"]) if pictures else ""
     report = report.reset_index(names="name").to_dict("records")
     return {"matrix": matrix, "size": len(names), "report": report, "mistakes": mistakes, "wrong": len(wrong)}
 
