@@ -11,7 +11,7 @@ SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED STORE VIEWS D
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data test lint notebooks sample readme lock clean clean-cache
+.PHONY: help run full data test lint notebooks sample readme lock clean clean-cache bench verify
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ notebooks: $(READY) ## run the notebooks on the sample and store their outputs i
 
 readme: $(READY) ## write the results table of README from results.csv and data/published-results.csv
 	@$(BIN)/python scripts/readme_table.py --write
+
+verify: $(READY) ## check that stored models and predictions are what results.csv says: ROOT= RAW= RUNS="id …"
+	@$(ENVIRONMENT) $(BIN)/python scripts/verify.py $(RUNS)
+
+bench: $(READY) ## time the plain way and ours side by side on synthetic photographs: BENCH="--photographs 1000"
+	@$(BIN)/python scripts/bench.py $(BENCH)
 
 sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Emoji)
 	@$(BIN)/python scripts/draw_sample.py

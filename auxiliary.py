@@ -1,6 +1,9 @@
 """What the three notebooks share, in the order in which photographs flow through the study.
 
-settings → photographs → splits → datasets → models → training → evaluation and results → figures
+settings → photographs → splits → datasets → training → evaluation and results → figures
+
+Mechanisms that know nothing of settings have modules of their own: `storage` (files that survive a kill), `networks`
+(what is trained) and `activations` (what frozen layers say, kept on disk).
 
 Importing this module starts nothing, reads no environment variable and changes no global of TensorFlow.
 """
@@ -15,7 +18,6 @@ import re
 import subprocess
 import time
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -47,6 +49,8 @@ from tqdm.contrib.concurrent import thread_map
 from tqdm.keras import TqdmCallback
 
 import activations
+from networks import CNN, Transfer, count, load_model, save_model
+from networks import layer_table as layer_table  # handed on to the notebooks
 from storage import REPOSITORY, ResumableStopping, StudyError, append_row, read_table, short, whole_file, write_table
 
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -555,129 +559,6 @@ def _read(path: tf.Tensor, label: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.T
     return tf.ensure_shape(tf.cast(picture, tf.float32), (size, size, 3)), label
 
 
-# ── Models ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class CNN:
-    """A hand-built network: blocks of 3 × 3 convolution and max pooling, then dense layers.
-
-    Attributes:
-        filters: Filters of each convolution.
-        pool_sizes: Edge of the max pooling after each convolution, in pixels.
-        dense_units: Units of each dense layer before the output.
-        dropout: Rate after each dense layer; 0 for none.
-    """
-
-    filters: tuple[int, ...]
-    pool_sizes: tuple[int, ...]
-    dense_units: tuple[int, ...] = (128,)
-    dropout: tuple[float, ...] = (0.3,)
-
-    def build(self, n_classes: int, image_size: int = 224) -> keras.Model:
-        """Returns the untrained network, from pixels (0 to 255) to probabilities."""
-        inputs = keras.Input((image_size, image_size, 3), name="pixels")
-        x = keras.layers.Rescaling(1 / 255)(inputs)
-        for filters, pool_size in zip(self.filters, self.pool_sizes, strict=True):
-            x = keras.layers.Conv2D(filters, 3, activation="relu")(x)
-            x = keras.layers.MaxPooling2D(pool_size)(x)
-        return keras.Model(inputs, _head(keras.layers.Flatten()(x), self, n_classes))
-
-
-# One pass over the photographs serves all runs of a backbone: activations are kept before the most layers that any run
-# of the study trains, and after the pooling, where heads begin. A run that trains more has a store of its own.
-STORED_BEFORE_LAST = {"MobileNetV2": 25, "ResNet50V2": 20, "EfficientNetV2S": 30}
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A backbone of keras.applications, global average pooling and a dense head.
-
-    Attributes:
-        backbone: `MobileNetV2`, `ResNet50V2` or `EfficientNetV2S`.
-        dense_units: Units of each dense layer before the output.
-        dropout: Rate after each dense layer; 0 for none.
-        unfreeze_last: How many of the backbone's last layers are trained along with the head.
-        freeze_batch_norm: Whether batch normalisation keeps its ImageNet statistics, scales and shifts among them.
-    """
-
-    backbone: str
-    dense_units: tuple[int, ...] = (128,)
-    dropout: tuple[float, ...] = (0.0,)
-    unfreeze_last: int = 0
-    freeze_batch_norm: bool = True
-
-    def build(self, n_classes: int, image_size: int = 224, weights: str | None = None) -> keras.Model:
-        """Returns the network, its head untrained, from pixels (0 to 255) to probabilities.
-
-        `weights` are what keras.applications takes: `imagenet`, the path of a weights file, or None for random ones.
-        """
-        inputs = keras.Input((image_size, image_size, 3), name="pixels")
-        # The other two expect pixels from −1 to 1 and leave that to their caller.
-        x = inputs if self.backbone == "EfficientNetV2S" else keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-        # Built on the input itself: one flat graph, in which a layer can be found, cut and frozen.
-        options = {"include_top": False, "weights": weights, "input_shape": inputs.shape[1:], "input_tensor": x}
-        backbone = getattr(keras.applications, self.backbone)(**options)
-        x = keras.layers.GlobalAveragePooling2D(name="pooled")(backbone.output)
-        model = keras.Model(inputs, _head(x, self, n_classes), name=self.backbone)
-        self.set_trainable(model)
-        return model
-
-    def end(self, model: keras.Model) -> int:
-        """Returns the position in `model.layers` of the pooling, which follows the backbone."""
-        return [layer.name for layer in model.layers].index("pooled")
-
-    def boundaries(self, model: keras.Model) -> dict[str, keras.Layer]:
-        """Returns after which layers activations are stored: `cut`, before what may be trained, and `pooled`."""
-        last = max(self.unfreeze_last, STORED_BEFORE_LAST[self.backbone])
-        return {"cut": activations.cut_before(model, self.end(model) - last), "pooled": model.get_layer("pooled")}
-
-    def set_trainable(self, model: keras.Model) -> None:
-        """Freezes the backbone's layers but for the last `unfreeze_last`, and leaves the head trainable.
-
-        Batch normalisation is frozen layer by layer: `fit` would run it in training mode, however it was called.
-        """
-        end = self.end(model)
-        for index, layer in enumerate(model.layers):
-            is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = index >= end - self.unfreeze_last and not (is_batch_norm and self.freeze_batch_norm)
-
-
-def _head(x: keras.KerasTensor, architecture: CNN | Transfer, n_classes: int) -> keras.KerasTensor:
-    for units, rate in zip(architecture.dense_units, architecture.dropout, strict=True):
-        x = keras.layers.Dense(units, activation="relu")(x)
-        x = keras.layers.Dropout(rate)(x) if rate else x
-    # float32 also where the rest runs in float16: probabilities of many classes need the digits.
-    return keras.layers.Dense(n_classes, activation="softmax", dtype="float32", name="probabilities")(x)
-
-
-def layer_table(model: keras.Model) -> pd.DataFrame:
-    """Returns one row a layer, in order: `layer`, `type`, `output shape` (without the batch) and `parameters`.
-
-    pandas writes it in other forms: `.to_latex(index=False, escape=True)` gives a table for LaTeX's booktabs.
-    """
-    rows = [
-        (layer.name, type(layer).__name__, " × ".join(map(str, layer.output.shape[1:])), layer.count_params())
-        for layer in model.layers
-    ]
-    return pd.DataFrame(rows, columns=["layer", "type", "output shape", "parameters"])
-
-
-def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
-    """Saves a model without its optimizer as `.keras` file, its class names in the archive as `class_names.json`."""
-    with whole_file(path) as temporary:
-        keras.Model(model.input, model.output, name=model.name).save(temporary)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr("class_names.json", json.dumps(list(class_names), ensure_ascii=False))
-
-
-def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
-    """Loads a model that `save_model` wrote (pixels to probabilities) and its class names, in Keras's safe mode."""
-    with zipfile.ZipFile(path) as archive:
-        class_names = tuple(json.loads(archive.read("class_names.json")))
-    return keras.models.load_model(path, compile=False), class_names
-
-
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # The original study's columns first, under their names; code written for its table still reads this one.
@@ -988,11 +869,6 @@ def _weights(settings: Settings, architecture: CNN | Transfer) -> tuple[str | No
     return str(path), f"{path.name} {file_sha256(path)[:12]}"
 
 
-def count(weights: Sequence[keras.Variable]) -> int:
-    """Returns the number of values in a list of weights."""
-    return int(sum(np.prod(weight.shape) for weight in weights))
-
-
 def file_sha256(path: Path) -> str:
     """Returns the checksum of a file's bytes."""
     with path.open("rb") as file:
@@ -1060,11 +936,49 @@ def reports(*runs: Run) -> pd.DataFrame:
     return pd.concat(tables, axis=1).assign(pictures=report.support.astype(int))
 
 
+def compare_runs(first: Run, second: Run) -> dict[str, float]:
+    """Compares two stored runs on the same test pictures by McNemar's exact test.
+
+    The pictures that one run alone gets right are like tosses of a coin if the runs are equally good (Q. McNemar,
+    Psychometrika 12, 1947).
+
+    Returns:
+        `only_first` and `only_second`, numbers of pictures that this run alone got right, and the two-sided `p_value`.
+
+    Raises:
+        StudyError: The runs were judged on different pictures, or one is not there.
+    """
+    tables = [run.predictions.set_index("relpath").sort_index() for run in (first, second)]
+    if not tables[0].index.equals(tables[1].index):
+        raise StudyError(f"{first.model_id} and {second.model_id} were judged on different pictures: no comparison.")
+    right = [table.category == table.predicted for table in tables]
+    only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
+    p_value = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+    return {"only_first": only[0], "only_second": only[1], "p_value": float(p_value)}
+
+
 def results_table(settings: Settings) -> pd.DataFrame:
-    """Returns `results.csv`, best accuracy first; raises StudyError if there are no results yet."""
+    """Returns `results.csv`, best accuracy first, with a column `standing`.
+
+    Among the runs on the same test pictures (`data_sha256`), `standing` is `best` for the most accurate, `not worse`
+    for those that `compare_runs` cannot tell from it (p ≥ 0.05, without correction for their number), and empty for
+    others and for runs whose folders are not there.
+
+    Raises:
+        StudyError: There are no results yet.
+    """
     if not settings.results.exists():
         raise StudyError(f"There is no {short(settings.results)} yet: run notebook 02 or 03 first.")
-    return read_table(settings.results).sort_values(["accuracy", "time"], ascending=[False, True], ignore_index=True)
+    table = read_table(settings.results).sort_values(["accuracy", "time"], ascending=[False, True], ignore_index=True)
+    names = table.model_id + "-" + table.run_id
+    runs = [Run(name, settings.root / "models" / name) for name in names]
+    table["standing"] = ""
+    for _, rows in table.groupby("data_sha256"):
+        stored = [index for index in rows.index if (runs[index].path / "predictions.csv").exists()]
+        for index in stored:
+            equal = compare_runs(runs[stored[0]], runs[index])["p_value"] >= 0.05
+            table.loc[index, "standing"] = "best" if index == stored[0] else "not worse" if equal else ""
+    return table
 
 
 def published_table(settings: Settings) -> pd.DataFrame:
