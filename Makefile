@@ -7,11 +7,11 @@ NOTEBOOKS := 01-preprocessing.ipynb 02-CNN-modeltraining.ipynb 03-transfer-learn
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Each setting that was given to make goes to the notebooks as ANIMALS10_<name>.
-SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED
+SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data test lint notebooks sample readme lock clean
+.PHONY: help run full data rebuild test soak lint notebooks sample readme lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,16 +19,22 @@ help: ## list the targets
 run: $(READY) ## run the three notebooks on the shipped sample, in build/sample, and print the results
 	@ANIMALS10_PROFILE=sample $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
 
-full: $(READY) ## run them on your photographs: RAW= ROOT= WEIGHTS= ONLY= MAX_EPOCHS= IMAGE_SIZE= FORCE= SEED=
+full: $(READY) ## run them on your photographs: RAW= ROOT= WEIGHTS= ONLY= MAX_EPOCHS= IMAGE_SIZE= FORCE= SEED= SPLIT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
 
 data: $(READY) ## download Animals-10 into data/raw-img
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/download.py
 
+rebuild: $(READY) ## write results.csv anew from the run.json of all finished runs; ROOT= names the workspace
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/rebuild_results.py
+
 test: $(READY) ## test the module, and the notebooks against their stored outputs (nbval), in a temporary workspace
 	@workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 		CUDA_VISIBLE_DEVICES=-1 ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace \
 		$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=1200 tests $(NOTEBOOKS)
+
+soak: $(READY) ## try thousands of bad files, rows appended all at once, and kills (takes minutes)
+	@CUDA_VISIBLE_DEVICES=-1 $(BIN)/python scripts/soak.py
 
 lint: $(READY) ## check style of module, scripts, tests and notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -48,7 +54,7 @@ lock: $(READY) ## pin anew what requirements.txt needs in turn (needs uv)
 		--no-header --no-annotate --no-emit-index-url - -o requirements.lock
 
 clean: ## delete build/ and caches; data, models, results and .venv stay
-	@rm -rf build .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints
+	@rm -rf build .hypothesis .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints
 
 $(READY): requirements.txt requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \

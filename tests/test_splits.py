@@ -20,9 +20,9 @@ def test_the_published_sizes():
     sizes |= {"squirrel": 1862, "sheep": 1820, "cat": 1668, "elephant": 1446}
     rows = [(f"{name}/{index:04}.jpg", name, name) for name, n in sizes.items() for index in range(n)]
     table = pd.DataFrame(rows, columns=["relpath", "category", "label"])
-    parts = aux._split(table, seed=5)
+    parts = aux._split(table, 5, table.relpath)
     assert {name: len(part) for name, part in parts.items()} == {"train": 18_325, "val": 5_236, "test": 2_618}
-    shuffled = aux._split(table.sample(frac=1, random_state=1), seed=5)
+    shuffled = aux._split(table.sample(frac=1, random_state=1), 5, table.relpath)
     assert list(parts["test"].relpath) == list(shuffled["test"].relpath)
     balanced = aux.balance(parts["train"], "mean", seed=5)
     assert set(balanced.label.value_counts()) == {1832}
