@@ -24,7 +24,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of 1 GiB at 3 bytes a p
 # were saved anew, halved, greyed or changed in contrast differ by at most 4, two different photographs by 12 and more.
 # In all of Animals-10 there are 6,000 times as many pairs, so the limit keeps away from 12.
 SAME_BITS = 4
-PLAIN = 5  # standard deviation of the grey values, below which a picture has nothing that a hash could tell apart
+PLAIN = 2  # standard deviation of the grey values, below which a picture has nothing that a hash could tell apart
 # Limits of what counts as a flaw, in the units of `measure`.
 DARK, LIGHT = 40, 215
 BLURRY = 100  # the usual rule of thumb for the variance of the Laplacian
