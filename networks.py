@@ -1,9 +1,10 @@
-"""The networks of the study: what they are made of, which layers are trained, how they are kept.
+"""The networks of the study: what they are made of, which layers are trained, how they are kept, when training ends.
 
 `auxiliary` hands on what notebooks need of it. Nothing here knows of photographs, tables or settings.
 """
 
 import json
+import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,3 +141,62 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
 def count(weights: Sequence[keras.Variable]) -> int:
     """Returns the number of values in a list of weights."""
     return int(sum(np.prod(weight.shape) for weight in weights))
+
+
+class ResumableStopping(keras.callbacks.EarlyStopping):
+    """Early stopping on the validation loss whose training goes on after a kill as if nothing had happened.
+
+    Weights, optimizer, random generators and its own state are kept in a file as often as a tenth of the time allows.
+    `history` has a row an epoch; `seconds` counts the time of all epochs, those before a kill among them.
+    """
+
+    def __init__(self, path: Path, patience: int, first: int):
+        """Reads what `path` holds of an earlier start; `first` is the first epoch, from 0."""
+        super().__init__(patience=patience, restore_best_weights=True)
+        self.path, self.first, self.history, self.seconds = path, first, [], 0.0
+        self.saved = (time.perf_counter(), 0.0)  # when, and how long it took
+        self.arrays = dict(np.load(path)) if path.exists() else {}
+        self.state = json.loads(str(self.arrays.pop("state"))) if self.arrays else {}
+        self.history = self.state.get("history", [])
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch to go on with, from 0; a very late one if training had ended."""
+        ended = self.state.get("wait", 0) >= self.patience
+        return 10**9 if ended else self.first + len(self.history)
+
+    def restore(self, model: keras.Model) -> None:
+        """Gives a model the best weights of an earlier start, if there was one, where nothing is left to train."""
+        if self.state:
+            self.seconds = self.state["seconds"]
+            model.set_weights([self.arrays[f"best_{index}"] for index in range(self.state["n_best"])])
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Restores the state of an earlier start."""
+        super().on_train_begin(logs)
+        self.started = time.perf_counter()
+        if self.state:
+            for name in ("wait", "best", "best_epoch", "seconds"):
+                setattr(self, name, self.state[name])
+            for index, variable in enumerate(self._variables()):
+                variable.assign(self.arrays[f"variable_{index}"])
+            self.best_weights = [self.arrays[f"best_{index}"] for index in range(self.state["n_best"])]
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Notes the epoch, decides whether to stop, and saves."""
+        super().on_epoch_end(epoch, logs)
+        self.history.append({"epoch": epoch + 1} | {name: float(value) for name, value in logs.items()})
+        now = time.perf_counter()
+        self.seconds, self.started = self.seconds + now - self.started, now
+        if now - self.saved[0] < 9 * self.saved[1]:
+            return
+        state = {name: getattr(self, name) for name in ("wait", "best", "best_epoch", "seconds", "history")}
+        state |= {"best": float(self.best), "n_best": len(self.best_weights or ())}
+        arrays = {f"variable_{index}": variable.numpy() for index, variable in enumerate(self._variables())}
+        arrays |= {f"best_{index}": values for index, values in enumerate(self.best_weights or ())}
+        with whole_file(self.path) as temporary:
+            np.savez(temporary, state=json.dumps(state), **arrays)
+        self.saved = (time.perf_counter(), time.perf_counter() - now)
+
+    def _variables(self) -> list[keras.Variable]:
+        return self.model.variables + self.model.optimizer.variables
