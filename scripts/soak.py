@@ -138,6 +138,44 @@ def kill_preparation(workspace: Path, raw: Path, **options: int) -> Tally:
     return survive_kills([sys.executable, __file__, "--victim", str(raw)], workspace, files, **options)
 
 
+def train_networks(workspace: Path, raw: Path) -> None:
+    """Trains a CNN, a head on stored activations and a fine-tuning of it: what is killed."""
+    import auxiliary as aux
+
+    settings = aux.Settings(root=workspace, raw=raw, image_size=64, weights="random", views=2)
+    print(READY, flush=True)
+    aux.resize_photographs(settings, aux.scan_photographs(settings))
+    options = {"learning_rate": 1e-3, "epochs": 4}
+    aux.train(settings, "cnn", aux.CNN((8, 8), (2, 2), (64,), (0.3,)), **options)
+    head = aux.train(settings, "head", aux.Transfer("MobileNetV2", (64,), (0.2,)), **options)
+    tuned = aux.Transfer("MobileNetV2", (64,), (0.2,), unfreeze_last=20)
+    aux.train(settings, "tuned", tuned, **options, continues=head)
+
+
+def trained(workspace: Path) -> dict[str, str]:
+    """Returns what trainings must leave: weights, histories, predictions, rows, activations, and nothing half done."""
+    import auxiliary as aux
+
+    found = {name: value for name, value in files(workspace / "data").items() if not name.endswith("results.csv")}
+    for path in (workspace / "models").iterdir():
+        if path.suffix == ".lock":
+            continue
+        if path.name.startswith("."):
+            found[f"left over: {path.name}"] = ""
+            continue
+        run = aux.Run(path.name, path)
+        name = run.record["spec"]["model_id"]
+        found[f"{name} weights"] = run.record["weights_sha256"]
+        found |= {f"{name} {table}": aux.file_sha256(run.file(table)) for table in ("history.csv", "predictions.csv")}
+        found[f"{name} files"] = str([aux.file_sha256(run.file(file)) for file in run.record["files_sha256"]][1:])
+    return found | {"rows": str(sorted(read_table(workspace / "results.csv").model_id))}
+
+
+def kill_training(workspace: Path, raw: Path, **options: int) -> Tally:
+    """Kills trainings; `options` are those of `survive_kills`."""
+    return survive_kills([sys.executable, __file__, "--trainee", str(raw)], workspace, trained, **options)
+
+
 def append_together(path: Path, processes: int, each: int) -> None:
     """Appends rows to one new table from several processes at once."""
     context = multiprocessing.get_context("spawn")  # forks of a process that runs threads may hang
@@ -155,7 +193,7 @@ def _append(path: Path, process: int, each: int) -> None:
         append_row(path, {"run_id": f"{process}-{number}", "model_id": 'a,\n"b"', "remark": "x" * number}, COLUMNS)
 
 
-def soak(workspace: Path, cases: int, kills: int, seed: int) -> bool:
+def soak(workspace: Path, cases: int, kills: int, training_kills: int, seed: int) -> bool:
     """Does all of it in a folder and prints the counts; returns whether nothing was lost and nothing crashed."""
     import auxiliary as aux
     from tests.test_bad_input import try_many
@@ -168,10 +206,14 @@ def soak(workspace: Path, cases: int, kills: int, seed: int) -> bool:
     lost = 800 - rows.nunique()
     print(f"rows: {len(rows)} appended by 8 processes, {lost} lost, {len(rows) - rows.nunique()} twice", flush=True)
     tally = kill_preparation(workspace / "kills", aux.SAMPLE, kills=kills, seed=seed)
-    crashes = [*tried.faults, *tally.faults]
-    print(f"kills: {tally.kills} in {tally.starts} starts, {len(tally.faults)} ended otherwise than undisturbed")
+    trainings = kill_training(workspace / "trainings", aux.SAMPLE, kills=training_kills, seed=seed)
+    crashes = [*tried.faults, *tally.faults, *trainings.faults]
+    for what, one in (("preparing", tally), ("training", trainings)):
+        print(f"kills while {what}: {one.kills} in {one.starts} starts, ", end="")
+        print(f"{len(one.faults)} ended otherwise than undisturbed", flush=True)
     print(*crashes, sep="\n", end="\n" if crashes else "")
-    print(f"cases {tried.cases}, kills {tally.kills}, rows {len(rows)}, lost {lost}, crashes {len(crashes)}")
+    killed = tally.kills + trainings.kills
+    print(f"cases {tried.cases}, kills {killed}, rows {len(rows)}, lost {lost}, crashes {len(crashes)}")
     return not crashes and not lost and len(rows) == 800
 
 
@@ -179,16 +221,21 @@ def main() -> None:
     """Runs the soak with the numbers of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=2000, help="folders of good and bad files to try (2000)")
-    parser.add_argument("--kills", type=int, default=20, help="kills of working processes (20)")
+    parser.add_argument("--kills", type=int, default=20, help="kills of processes that prepare photographs (20)")
+    parser.add_argument("--training-kills", type=int, default=10, help="kills of processes that train (10)")
     parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="of files and moments (random)")
     parser.add_argument("--victim", nargs=2, type=Path, metavar=("RAW", "WORKSPACE"), help=argparse.SUPPRESS)
+    parser.add_argument("--trainee", nargs=2, type=Path, metavar=("RAW", "WORKSPACE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     if arguments.victim:
         raw, workspace = arguments.victim
         return prepare_photographs(workspace, raw)
+    if arguments.trainee:
+        raw, workspace = arguments.trainee
+        return train_networks(workspace, raw)
     workspace = Path(tempfile.mkdtemp(prefix="soak-"))
-    if not soak(workspace, arguments.cases, arguments.kills, arguments.seed):
+    if not soak(workspace, arguments.cases, arguments.kills, arguments.training_kills, arguments.seed):
         sys.exit(f"Something was lost or crashed; what was left is in {workspace}.")
     shutil.rmtree(workspace)
 
