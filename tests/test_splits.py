@@ -124,7 +124,7 @@ def test_without_duplicates_the_grouped_split_is_the_published_one(prepared):
 
 
 def test_what_shows_the_same_stays_in_one_part(settings):
-    """Each green photograph has a copy, and the same as PNG among the blue; only the published split tears them apart."""
+    """Each green photograph has a copy, and one as PNG among the blue; the published split tears them apart."""
     for path in sorted((settings.raw / "green").iterdir()):
         (settings.raw / "green" / f"copy of {path.name}").write_bytes(path.read_bytes())
         with aux.Image.open(path) as picture:
