@@ -231,7 +231,7 @@ def _replace(path: Path, old: bytes, new: bytes, faults: Sequence[str]) -> None:
         file.write(new)
         _to_disk(file)
     if faults:
-        print(f"{path} was damaged and is mended, the old file is kept as .bak beside it: {'; '.join(faults)}.")
+        print(f"{path} is mended, and the old file kept beside it as .bak: {'; '.join(faults)}.")
 
 
 def _csv_lines(rows: Sequence[Mapping], header: Sequence[str], ending: str = "\n") -> bytes:
