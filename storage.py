@@ -145,9 +145,9 @@ def check_parts(parts: Mapping[str, pd.DataFrame], overview: pd.DataFrame, folde
             raise StudyError(f"{where} lacks the column {missing[0]}. {correct}")
         if table.empty:
             raise StudyError(f"{where} holds no photographs. {correct}")
+        if (empty := table[columns].isna().any()).any():
+            raise StudyError(f"{where} has a row without {empty.idxmax()}. {correct}")
         for row in zip(*(table[name] for name in columns)):
-            if (empty := pd.isna(list(row))).any():
-                raise StudyError(f"{where} has a row without {columns[empty.argmax()]}. {correct}")
             relpath, category = row[:2]
             if category not in classes:
                 raise StudyError(
@@ -180,9 +180,9 @@ def append_row(path: Path, row: Mapping, columns: Sequence[str]) -> None:
     """
     with _locked(path):
         data = path.read_bytes() if path.exists() else b""
-        text, header, found = _mended(path, data, columns, row)
+        text, header, found, faults = _mended(path, data, columns, row)
         if text != data:
-            _replace(path, data, text)
+            _replace(path, data, text, faults)
         if str(row["run_id"]) in found:
             return
         ending = "\r\n" if text.partition(b"\n")[0].endswith(b"\r") else "\n"  # a spreadsheet's, or ours
@@ -211,7 +211,7 @@ def rebuild_rows(path: Path, models: Path, columns: Sequence[str]) -> tuple[int,
     stored = {row["run_id"]: row for row in _stored_rows(models)}
     with _locked(path):
         data = path.read_bytes() if path.exists() else b""
-        text, header, _ = _mended(path, data, columns, {})
+        text, header, _, faults = _mended(path, data, columns, {})
         rows = list(csv.DictReader(_lines(text)))
         if long := [row for row in rows if None in row]:
             raise StudyError(f"{path}: a row has more values than columns ({long[0][None]} are beyond). Correct it.")
@@ -219,7 +219,7 @@ def rebuild_rows(path: Path, models: Path, columns: Sequence[str]) -> tuple[int,
         added = sorted((row for name, row in stored.items() if name not in known), key=lambda row: row["time"])
         rows = [row | stored.get(row["run_id"], {}) for row in rows] + added
         if (new := _csv_lines([dict(zip(header, header)), *rows], header)) != data:
-            _replace(path, data, new)
+            _replace(path, data, new, faults)
     return len(rows), len(added)
 
 
@@ -236,8 +236,8 @@ def _to_disk(file: io.IOBase) -> None:
     os.fsync(file.fileno())
 
 
-def _replace(path: Path, old: bytes, new: bytes) -> None:
-    """Writes a file anew, and what was there beside it."""
+def _replace(path: Path, old: bytes, new: bytes, faults: Sequence[str]) -> None:
+    """Writes a table anew, and what was there beside it; says what was wrong with that."""
     path = path.resolve()  # of a link, what it points to
     if old:
         with whole_file(path.with_name(f"{path.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.bak")) as temporary:
@@ -245,6 +245,8 @@ def _replace(path: Path, old: bytes, new: bytes) -> None:
     with whole_file(path) as temporary, temporary.open("wb") as file:
         file.write(new)
         _to_disk(file)
+    if faults:
+        print(f"{path} is mended, and the old file kept beside it as .bak: {'; '.join(faults)}.")
 
 
 def _csv_lines(rows: Sequence[Mapping], header: Sequence[str], ending: str = "\n") -> bytes:
@@ -260,8 +262,10 @@ def _lines(data: bytes) -> list[str]:
     return list(io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline=""))
 
 
-def _mended(path: Path, data: bytes, columns: Sequence[str], row: Mapping) -> tuple[bytes, list[str], set[str]]:
-    """Returns a table with a whole last line and all columns, its header, and the `run_id`s that it holds."""
+def _mended(
+    path: Path, data: bytes, columns: Sequence[str], row: Mapping
+) -> tuple[bytes, list[str], set[str], list[str]]:
+    """Returns a table with a whole last line and all columns, its header, the `run_id`s in it, and what was wrong."""
     lines, records, start, faults, inside = _lines(data.rstrip(b"\0")), [], 0, [], False
     reader = csv.reader(lines, strict=True)
     try:
@@ -269,10 +273,14 @@ def _mended(path: Path, data: bytes, columns: Sequence[str], row: Mapping) -> tu
             records.append((fields, "".join(lines[start : reader.line_num])))
             start = reader.line_num
     except csv.Error as error:
-        if reader.line_num < len(lines):
+        # Quotes that a crash left open hold the beginning of one row; those that hold whole rows are a slip of the pen.
+        swallowed = [
+            line for line in lines[start + 1 :] if records and len(next(csv.reader([line]))) == len(records[0][0])
+        ]
+        if reader.line_num < len(lines) or swallowed:
             raise StudyError(f"{path}, line {start + 1}: {error}. Correct it, or move the file away.") from None
         records.append(([], "".join(lines[start:])))
-        inside = True  # quotes
+        inside = True
     if inside or (records and not records[-1][1].endswith(("\n", "\r"))):
         fields, raw = records.pop()
         # Perhaps only the line break is missing, as some editors leave it: then the last value, a checksum as a rule,
@@ -288,8 +296,7 @@ def _mended(path: Path, data: bytes, columns: Sequence[str], row: Mapping) -> tu
     elif data.endswith(b"\0"):
         faults.append("its end was filled with zeros")
     if not records:
-        _report(path, faults)
-        return b"", list(columns), set()
+        return b"", list(columns), set(), faults
     header = records[0][0]
     if not set(columns) & set(header):
         raise StudyError(f"{path} is no table with columns {', '.join(columns[:3])} …: move the file away.")
@@ -300,23 +307,18 @@ def _mended(path: Path, data: bytes, columns: Sequence[str], row: Mapping) -> tu
             extra = "," * (len(header) - len(fields)) + "," * len(missing) if number else "," + ",".join(missing)
             records[number] = (fields, bare + extra * bool(fields) + raw[len(bare) :])
         header = header + missing
-    _report(path, faults)
     place = header.index("run_id") if "run_id" in header else len(header)
     found = {fields[place] for fields, _ in records[1:] if len(fields) > place}
     mark = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""
-    return mark + "".join(raw for _, raw in records).encode("utf-8", "surrogateescape"), header, found
-
-
-def _report(path: Path, faults: Sequence[str]) -> None:
-    if faults:
-        print(f"{path} was damaged and is mended, the old file is kept as .bak beside it: {'; '.join(faults)}.")
+    return mark + "".join(raw for _, raw in records).encode("utf-8", "surrogateescape"), header, found, faults
 
 
 def _stored_rows(models: Path) -> Iterator[dict]:
     for file in sorted(models.glob("[!.]*/run.json")):  # with a dot: not whole
         try:
-            yield json.loads(file.read_text(encoding="utf-8"))["row"]
-        except (ValueError, KeyError) as error:
+            row = json.loads(file.read_text(encoding="utf-8"))["row"]
+            yield {"run_id": row["run_id"], "time": row["time"]} | row
+        except (ValueError, KeyError, TypeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise StudyError(f"{file} is damaged ({what}): delete the run's folder, or restore it.") from None
 

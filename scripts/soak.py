@@ -59,12 +59,11 @@ def survive_kills(
         The number of kills and starts, and a fault for each workspace that differs or process that failed.
     """
     moments, tally, faults = random.Random(seed), Tally(), []
-    started = time.perf_counter()
     undisturbed = _fresh(workspace / "undisturbed", prepare)
     seconds, code = _run(command, undisturbed, None)
     tally.starts += 1
     if code:
-        return Tally(0, 1, (f"undisturbed it ended with {code} after {time.perf_counter() - started:.1f} s",))
+        return Tally(0, 1, (f"undisturbed it ended with {code}, see {undisturbed.with_suffix('.log')}",))
     expected, number = fingerprint(undisturbed), 0
     while tally.kills < kills and len(faults) < 5 and number < 10 * kills:
         number += 1
@@ -78,7 +77,8 @@ def survive_kills(
         found = fingerprint(disturbed)
         differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
         if code or differing:
-            faults.append(f"{disturbed}, {here} kills: ended with {code}, differing: {', '.join(differing[:5]) or '–'}")
+            names = ", ".join(differing[:5]) or "nothing"
+            faults.append(f"{disturbed} (.log), {here} kills: ended with {code}, differing: {names}")
         else:
             shutil.rmtree(disturbed)
     if tally.kills < kills:

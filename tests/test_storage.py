@@ -85,7 +85,7 @@ def test_missing_columns_are_added_empty(table, capsys):
 
 
 def test_what_is_no_table_of_results_is_refused_untouched(table):
-    for text in ("a;b;c\n1;2;3\n", 'time,run_id\n"1"2,3\n4,5\n'):
+    for text in ("a;b;c\n1;2;3\n", 'time,run_id\n"1"2,3\n4,5\n', 'time,run_id\n1,"2\n3,4\n5,6\n'):
         table.write_text(text)
         with pytest.raises(aux.StudyError, match="move the file away") as error:
             append_row(table, row(3), COLUMNS)
