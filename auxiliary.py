@@ -167,7 +167,8 @@ def model_ids() -> list[str]:
 
 def holds_photographs(folder: Path) -> bool:
     """Tells whether a folder holds class folders that are not empty."""
-    return folder.is_dir() and any(any(entry.iterdir()) for entry in folder.iterdir() if entry.is_dir())
+    folders = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return any(any(pictures.files_in(path)) for path in folders)
 
 
 def use_device(deterministic: bool = False) -> str:
@@ -627,6 +628,7 @@ def _execute(
 ) -> Run:
     """Builds, trains, judges and stores one run; in `work` it leaves what a later start goes on from."""
     clock = {"start": time.perf_counter()}
+    storage.sweep(work)
     device = use_device(settings.deterministic)
     keras.backend.clear_session()
     keras.utils.set_random_seed(spec["seed"])
@@ -668,6 +670,8 @@ def _execute(
     clock["save"] = time.perf_counter()
     steps = list(clock)
     record["seconds"] = {step: round(clock[step] - clock[before], 2) for before, step in pairwise(steps)}
+    photographs = sorted(pd.concat([splits.train, splits.val, splits.test]).sha256)
+    record["photographs_sha256"] = hashlib.sha256("".join(photographs).encode()).hexdigest()  # in whatever parts
     record["environment"] = environment() | {"deterministic": settings.deterministic}
     record["files_sha256"] = {name: file_sha256(work / name) for name in storage.RUN_FILES}
     with whole_file(work / "run.json") as temporary:

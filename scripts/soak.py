@@ -167,7 +167,7 @@ def trained(workspace: Path) -> dict[str, str]:
         name = run.record["spec"]["model_id"]
         found[f"{name} weights"] = run.record["weights_sha256"]
         found |= {f"{name} {table}": aux.file_sha256(run.file(table)) for table in ("history.csv", "predictions.csv")}
-        found[f"{name} files"] = str([aux.file_sha256(run.file(file)) for file in run.record["files_sha256"]][1:])
+        found[f"{name} files"] = str(sorted(file.name for file in path.iterdir()))
     return found | {"rows": str(sorted(read_table(workspace / "results.csv").model_id))}
 
 
