@@ -7,11 +7,11 @@ NOTEBOOKS := 01-preprocessing.ipynb 02-CNN-modeltraining.ipynb 03-transfer-learn
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Each setting that was given to make goes to the notebooks as ANIMALS10_<name>.
-SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED STORE VIEWS DETERMINISTIC
+SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT STORE VIEWS DETERMINISTIC
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data test lint notebooks sample readme report lock clean clean-cache
+.PHONY: help run full data rebuild test soak lint notebooks sample readme report lock clean clean-cache bench verify
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,10 +25,16 @@ full: $(READY) ## run them on your photographs: RAW= ROOT= WEIGHTS= ONLY= … (s
 data: $(READY) ## download Animals-10 into data/raw-img
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/download.py
 
+rebuild: $(READY) ## write results.csv anew from the run.json of all finished runs; ROOT= names the workspace
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/rebuild_results.py
+
 test: $(READY) ## test the module, and the notebooks against their stored outputs (nbval), in a temporary workspace
 	@workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 		CUDA_VISIBLE_DEVICES=-1 ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace \
 		$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=1200 tests $(NOTEBOOKS)
+
+soak: $(READY) ## try thousands of bad files, rows appended all at once, and kills (takes minutes)
+	@CUDA_VISIBLE_DEVICES=-1 $(BIN)/python scripts/soak.py
 
 lint: $(READY) ## check style of module, scripts, tests and notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -43,6 +49,12 @@ readme: $(READY) ## write the results table of README from results.csv and data/
 report: $(READY) ## write build/report/report.html of all stored runs: ROOT=, and PICTURES=1 to embed mistaken pictures
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/report.py $(if $(PICTURES),--pictures)
 
+verify: $(READY) ## check that stored models and predictions are what results.csv says: ROOT= RAW= RUNS="id …"
+	@$(ENVIRONMENT) $(BIN)/python scripts/verify.py $(RUNS)
+
+bench: $(READY) ## time the plain way and ours side by side on synthetic photographs: BENCH="--photographs 1000"
+	@$(BIN)/python scripts/bench.py $(BENCH)
+
 sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Emoji)
 	@$(BIN)/python scripts/draw_sample.py
 
@@ -54,7 +66,7 @@ clean-cache: ## delete the stored activations of a workspace: ROOT=
 	@rm -rf "$(or $(ROOT),.)/data/activations"
 
 clean: ## delete build/ and caches; data, models, results and .venv stay
-	@rm -rf build .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints
+	@rm -rf build .hypothesis .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints
 
 $(READY): requirements.txt requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \

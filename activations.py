@@ -7,7 +7,9 @@ keeps the answers in stores: folders of memory-mapped arrays, used only when who
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from storage import StudyError, short
+from storage import StudyError, plainly, short
 
 SPARE_BYTES = 500_000_000  # what a computation leaves free on the disk
 SECONDS_BETWEEN_FLUSHES = 10  # an interrupted computation loses no more
@@ -105,8 +107,9 @@ def stored(
     key = json.loads(json.dumps(dict(key) | {"dtype": dtype, "rows": rows, "shapes": dict(shapes)}))
     name = f"{title}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"
     path, aside = folder / name, folder / f".{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(folder / f".{name}.lock"):
+    with plainly(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with plainly(folder), filelock.FileLock(folder / f".{name}.lock"):
         if path.exists() and not _is_whole(path, json.dumps(key), path.stat().st_mtime_ns):
             print(f"{short(path)} is damaged or incomplete and is not used; its activations are computed anew.")
             shutil.rmtree(path)
@@ -127,7 +130,8 @@ def _compute(aside: Path, title: str, shapes: Mapping, dtype: str, rows: int, co
     else:
         shutil.rmtree(aside, ignore_errors=True)
         free = shutil.disk_usage(aside.parent).free
-        print(f"{title}: activations of {rows:,} rows, {_words(size)} in {short(aside.parent)} ({_words(free)} free).")
+        where = f"{short(aside.parent)} ({_words(free)} free)"
+        print(f"{title}: activations of {rows:,} pictures, {_words(size)} in {where}.", file=sys.stderr)
         if size + SPARE_BYTES > free:
             raise StudyError(
                 f"{short(aside.parent)} has {_words(free)} free, and the activations of {title} need {_words(size)}: "
@@ -136,6 +140,9 @@ def _compute(aside: Path, title: str, shapes: Mapping, dtype: str, rows: int, co
         aside.mkdir()
         for name, shape in shapes.items():
             np.lib.format.open_memmap(aside / f"{name}.npy", "w+", dtype, (rows, *shape)).flush()
+            with (aside / f"{name}.npy").open("r+b") as file:  # else a disk that fills up later would end the process
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
         progress.write_text("0")
     arrays = [np.lib.format.open_memmap(aside / f"{name}.npy", "r+") for name in shapes]
     flushed = time.monotonic()

@@ -1,6 +1,9 @@
 """What the three notebooks share, in the order in which photographs flow through the study.
 
-settings → photographs → splits → datasets → models → training → evaluation and results → figures
+settings → photographs → splits → datasets → training → evaluation and results → figures
+
+Mechanisms that know nothing of settings have modules of their own: `storage` (files that survive a kill), `pictures`
+(one file of a photograph), `networks` (what is trained), `activations` (what frozen layers say, kept on disk).
 
 Importing this module starts nothing, reads no environment variable and changes no global of TensorFlow.
 """
@@ -12,10 +15,7 @@ import json
 import os
 import platform
 import re
-import subprocess
 import time
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,7 +33,7 @@ import psutil
 import pydantic
 import tensorflow as tf
 from IPython.display import display
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import (
     ConfusionMatrixDisplay,
@@ -43,11 +43,15 @@ from sklearn.metrics import (
 )
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
-from tqdm.contrib.concurrent import thread_map
 from tqdm.keras import TqdmCallback
 
 import activations
-from storage import REPOSITORY, ResumableStopping, StudyError, append_row, read_table, short, whole_file, write_table
+import pictures
+import storage
+from networks import CNN, ResumableStopping, Transfer, count, load_model, save_model
+from networks import layer_table as layer_table  # handed on to the notebooks
+from pictures import on_all_cores, one_line, to_rgb
+from storage import REPOSITORY, Run, StudyError, append_row, file_sha256, read_table, short, whole_file, write_table
 
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -67,6 +71,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         only: The `model_id`s to train; empty for all.
         max_epochs: Cap on the epochs of every run; None for no cap.
         force: Whether to train again what is finished already.
+        split: Whether pictures that show the same stay in one part of the split, or it is drawn as the study drew it.
         seed: The one seed of splits, balancing, initial weights, shuffling, dropout and augmentation.
         store: Precision in which the answers of frozen layers are kept on disk; `off` asks them anew in every epoch.
         views: Augmented views of each training photograph in that store; epochs take turns with them.
@@ -81,6 +86,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     only: tuple[str, ...] = ()
     max_epochs: int | None = pydantic.Field(None, ge=1)
     force: bool = False
+    split: Literal["grouped", "published"] = "grouped"
     seed: int = pydantic.Field(5, ge=0, lt=2**31)
     store: Literal["float16", "float32", "off"] = "float16"
     views: int = pydantic.Field(4, ge=1, le=100)
@@ -161,7 +167,8 @@ def model_ids() -> list[str]:
 
 def holds_photographs(folder: Path) -> bool:
     """Tells whether a folder holds class folders that are not empty."""
-    return folder.is_dir() and any(any(entry.iterdir()) for entry in folder.iterdir() if entry.is_dir())
+    folders = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    return any(any(pictures.files_in(path)) for path in folders)
 
 
 def use_device(deterministic: bool = False) -> str:
@@ -182,11 +189,8 @@ def use_device(deterministic: bool = False) -> str:
 ANIMALS10_SIZE = 26_179  # photographs in the download
 ITALIAN = ("cane", "cavallo", "elefante", "farfalla", "gallina", "gatto", "mucca", "pecora", "ragno", "scoiattolo")
 ENGLISH = ("dog", "horse", "elephant", "butterfly", "chicken", "cat", "cow", "sheep", "spider", "squirrel")
-# Formats that hold photographs. Pillow reads more (EPS would start Ghostscript): a data set needs none of them.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 PUBLISHED = REPOSITORY / "data" / "published-results.csv"  # the original study's 42 runs, and 22 at 200 × 200
 PREPROCESSING = "upright, on white, bilinear, JPEG quality 90"  # what `resize_photographs` does
-MAX_PIXELS = 89_478_485  # Pillow's own limit (a quarter of 1 GiB at 3 bytes a pixel), from which it warns of a bomb
 
 
 def scan_photographs(settings: Settings) -> pd.DataFrame:
@@ -202,10 +206,13 @@ def scan_photographs(settings: Settings) -> pd.DataFrame:
     Raises:
         StudyError: The raw folder is missing, holds no photographs, or those of one class only.
     """
-    if not settings.raw.is_dir():
-        raise StudyError(f"There is no folder {settings.raw}. It should hold the raw photographs, one folder a class.")
-    entries = sorted(path for path in settings.raw.iterdir() if not path.name.startswith("."))
-    folders = [path for path in entries if path.is_dir()]
+    for folder in (settings.root, settings.data):
+        storage.sweep(folder)
+    with storage.plainly(settings.raw, "read"):
+        if not settings.raw.is_dir():
+            raise StudyError(f"There is no folder {settings.raw}: it should hold the photographs, one folder a class.")
+        entries = sorted(path for path in settings.raw.iterdir() if not path.name.startswith("."))
+        folders = [path for path in entries if path.is_dir()]
     # Translated only where all are Italian: elsewhere a folder `cane` might hold sugar cane.
     categories = {folder.name: folder.name for folder in folders}
     if set(categories) <= set(ITALIAN):
@@ -214,20 +221,20 @@ def scan_photographs(settings: Settings) -> pd.DataFrame:
     def look(path: Path) -> dict:
         row = {"relpath": path.relative_to(settings.raw).as_posix(), "name": path.name}
         if path.parent == settings.raw:
-            return row | {"reason": "lies in no class folder"}
+            return row | {"reason": "unreadable class folder" if path in folders else "lies in no class folder"}
         try:
-            with _open_photograph(path) as picture:
+            with pictures.open_photograph(path) as picture:
                 row |= {"format": picture.format, "category": categories[path.parent.name]}
                 row |= {"width": picture.width, "height": picture.height, "mode": picture.mode}
                 row |= {"channels": len(picture.getbands()), "bytes": path.stat().st_size}
                 return row | {"sha256": file_sha256(path)}
         except Exception as error:  # whatever is wrong with one file must not stop the others: it is recorded
-            return row | {"reason": _reason(error)}
+            return row | {"reason": pictures.reason_of(error)}
 
     paths = [path for path in entries if path not in folders]
-    paths += [path for folder in folders for path in sorted(folder.iterdir())]
+    paths += [path for folder in folders for path in pictures.files_in(folder)]
     columns = "relpath name format category width height mode channels bytes sha256 reason".split()
-    table = pd.DataFrame(_on_all_cores(look, paths, "scan"), columns=columns).sort_values("relpath", ignore_index=True)
+    table = pd.DataFrame(on_all_cores(look, paths, "scan"), columns=columns).sort_values("relpath", ignore_index=True)
     rejected = table[table.reason.notna()].assign(stage="scan")[["relpath", "stage", "reason"]]
     overview = table[table.reason.isna()].drop(columns="reason").reset_index(drop=True)
     overview = overview.astype(dict.fromkeys(("width", "height", "channels", "bytes"), int))
@@ -262,25 +269,25 @@ def resize_photographs(settings: Settings, overview: pd.DataFrame) -> pd.DataFra
             f"{where}: choose another workspace (ANIMALS10_ROOT), or delete it and the csv files beside it."
         )
     plan = overview.rename(columns={"relpath": "source"})
-    plan["name"] = _jpeg_names(overview)
+    plan["name"] = pictures.jpeg_names(overview)
     plan["relpath"] = plan.category + "/" + plan.name
     for category in plan.category.unique():
-        (processed / category).mkdir(parents=True, exist_ok=True)
+        storage.sweep(processed / category)
 
     def make(row: tuple) -> str | None:
         target = processed / row.relpath
-        if target.exists() and _comment(target) == row.sha256:
+        if pictures.up_to_date(target, row.sha256, size):
             return None
         try:
-            with _open_photograph(settings.raw / row.source) as photograph:
+            with pictures.open_photograph(settings.raw / row.source) as photograph:
                 picture = to_rgb(photograph).resize((size, size), Image.Resampling.BILINEAR)
         except Exception as error:  # as in the scan
-            return _reason(error)
+            return pictures.reason_of(error)
         with whole_file(target) as temporary:
             picture.save(temporary, "JPEG", quality=90, comment=row.sha256)
         return None
 
-    plan["reason"] = _on_all_cores(make, list(plan.itertuples()), "resize")
+    plan["reason"] = on_all_cores(make, list(plan.itertuples()), "resize")
     failed = plan[plan.reason.notna()].assign(stage="resize", relpath=lambda failed: failed.source)
     rejected = pd.concat([read_table(settings.data / "rejected.csv").query("stage == 'scan'"), failed])
     write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
@@ -289,72 +296,40 @@ def resize_photographs(settings: Settings, overview: pd.DataFrame) -> pd.DataFra
     return write_table(done["relpath name category label width height source sha256".split()], table_path)
 
 
-def to_rgb(photograph: Image.Image) -> Image.Image:
-    """Returns a photograph of any mode as 8-bit RGB, upright by its EXIF orientation, on white where it is transparent.
+def check_pictures(settings: Settings) -> pd.DataFrame:
+    """Measures the processed pictures, groups those that show the same, and writes `data/checks.csv`.
 
-    Pixels without an agreed range (floating-point or 32-bit) raise ValueError.
+    Pictures that were measured before, and have not changed, are not measured again.
+
+    Returns:
+        One row a picture, in the order of `data/processed-overview.csv`: its `relpath`, `category`, `source` and
+        `sha256`; `phash`, `brightness` and `sharpness` (see `pictures.measure`); `group` (see `pictures.groups`).
+
+    Raises:
+        StudyError: Notebook 01 has not made the pictures yet, or one is gone or damaged.
     """
-    picture = ImageOps.exif_transpose(photograph)
-    if picture.mode.startswith(("I", "F")):  # Pillow's own conversion would cut 16-bit values off at 255
-        pixels = np.asarray(picture)
-        if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"pixels of mode {picture.mode} beyond 16 bit have no agreed range")
-        picture = Image.fromarray((pixels / 257).round().astype("uint8"))
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    overview_path, path, known = settings.data / "processed-overview.csv", settings.data / "checks.csv", {}
+    if not overview_path.exists():
+        raise StudyError(f"There is no {short(overview_path)}: run 01-preprocessing.ipynb first.")
+    checks = read_table(overview_path)["relpath category source sha256".split()]
+    if path.exists():
+        stored = read_table(path).reindex(columns="relpath sha256 phash brightness sharpness".split()).dropna()
+        known = stored.drop_duplicates(["relpath", "sha256"]).set_index(["relpath", "sha256"]).to_dict("index")
+    todo = [row for row in checks.itertuples() if (row.relpath, row.sha256) not in known]
 
+    def look(row: tuple) -> dict:
+        picture = settings.data / "processed" / row.relpath
+        try:
+            return pictures.measure(picture)
+        except Exception as error:
+            what = f"{picture}: {pictures.reason_of(error)}"
+            raise StudyError(f"{what}. Delete it and run 01-preprocessing.ipynb again.") from None
 
-def _open_photograph(path: Path) -> Image.Image:
-    """Opens a picture without decoding its pixels; raises with a reason for `rejected.csv`."""
-    if not path.is_file():
-        raise ValueError("a folder, not a file" if path.is_dir() else "a broken link or special file")
-    if path.stat().st_size == 0:
-        raise ValueError("zero bytes")
-    picture = Image.open(path, formats=FORMATS)
-    if picture.width * picture.height > MAX_PIXELS:
-        picture.close()
-        raise ValueError(f"decompression bomb: {picture.width} × {picture.height} pixels")
-    return picture
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture in a known format"
-    if isinstance(error, PermissionError):
-        return "unreadable: permission denied"
-    return one_line(error) if isinstance(error, ValueError) else f"damaged: {one_line(error)}"
-
-
-def one_line(error: Exception) -> str:
-    """Returns the first line of an error's message, or the error's name."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
-
-
-def _comment(path: Path) -> str:
-    try:
-        with Image.open(path, formats=["JPEG"]) as picture:
-            return picture.info.get("comment", b"").decode("ascii", "replace")
-    except OSError:  # damaged: it will be made again
-        return ""
-
-
-def _jpeg_names(overview: pd.DataFrame) -> pd.Series:
-    """Names the processed files; where `a.jpeg` and `a.png` would both become `a.jpg`, each gets a suffix."""
-    stems = overview.name.map(lambda name: Path(name).stem)
-    clash = (overview.category + "/" + stems).str.casefold().duplicated(keep=False)
-    digests = overview.relpath.map(lambda path: hashlib.sha256(os.fsencode(path)).hexdigest()[:8])
-    # Shortened, since a file name may hold 255 bytes and a character takes up to four.
-    return stems.where(~clash, stems.str[:55] + "-" + digests) + ".jpg"
-
-
-def _on_all_cores(function, items: Sequence, title: str) -> list:
-    """Maps in threads, which Pillow lets run side by side while it decodes, resizes and encodes."""
-    with warnings.catch_warnings():
-        # Bombs are refused by their size; what else Pillow warns of (odd EXIF, palettes) does no harm here.
-        warnings.filterwarnings("ignore", module="PIL")
-        return thread_map(function, items, max_workers=os.cpu_count(), tqdm_class=tqdm, desc=title, unit="file")
+    for row, found in zip(todo, on_all_cores(look, todo, "check")):
+        known[row.relpath, row.sha256] = found
+    figures = pd.DataFrame([known[key] for key in zip(checks.relpath, checks.sha256)])
+    checks = checks.join(figures)
+    return write_table(checks.assign(group=pictures.groups(checks)), path)
 
 
 # ── Splits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -383,10 +358,12 @@ def load_splits(settings: Settings) -> Splits:
     """Reads the tables `data/train.csv`, `val.csv` and `test.csv`; makes them first where there are none.
 
     70 % of the photographs train, 20 % validate and 10 % test, stratified by class, drawn with the seed from the sorted
-    table, so that every machine gets the same split.
+    table, so that every machine gets the same split. Pictures that show the same stay together: the first of each is
+    drawn, the others follow it. `ANIMALS10_SPLIT=published` draws all of them, as the original study did.
 
     Raises:
-        StudyError: Notebook 01 has not run, a class has too few photographs, or the tables do not fit the pictures.
+        StudyError: Notebook 01 has not run, a class has too few photographs, or a table is damaged (by hand, say) or
+            does not fit the pictures.
     """
     overview_path = settings.data / "processed-overview.csv"
     if not overview_path.exists():
@@ -397,18 +374,13 @@ def load_splits(settings: Settings) -> Splits:
     paths = {part: settings.data / f"{part}.csv" for part in ("test", "val", "train")}
     anew = "delete train.csv, val.csv and test.csv there to split anew"
     if not paths["train"].exists():  # it is written last
-        for part, table in _split(overview, settings.seed).items():
+        same = check_pictures(settings).group if settings.split == "grouped" else overview.relpath
+        for part, table in _split(overview, settings.seed, same).items():
             write_table(table, paths[part])
     if gone := [path for path in paths.values() if not path.exists()]:
         raise StudyError(f"{short(gone[0])} is missing beside the other splits: restore it, or {anew}.")
     parts = {part: read_table(path) for part, path in paths.items()}
-    known = set(zip(overview.relpath, overview.label, overview.sha256, strict=True))
-    for part, table in parts.items():
-        if gone := sorted(set(zip(table.relpath, table.label, table.sha256, strict=True)) - known):
-            raise StudyError(
-                f"{short(paths[part])} names {len(gone)} pictures that {overview_path.name} does not hold so, "
-                f"{gone[0][0]} the first: the photographs have changed. Choose another workspace, or {anew}."
-            )
+    storage.check_parts(parts, overview, settings.data, f"or {anew}")
     if unused := len(overview) - sum(map(len, parts.values())):
         print(f"{unused} pictures came after the split and are in no part of it; {anew}.")
     rows = [(part, *row) for part, table in parts.items() for row in zip(table.relpath, table.label, table.sha256)]
@@ -420,19 +392,23 @@ def load_splits(settings: Settings) -> Splits:
     return Splits(**parts, class_names=tuple(sorted(overview.category.unique())), dataset=dataset, sha256=fingerprint)
 
 
-def _split(overview: pd.DataFrame, seed: int) -> dict[str, pd.DataFrame]:
-    counts = overview.category.value_counts()
-    if counts.min() < MIN_PHOTOGRAPHS:
+def _split(overview: pd.DataFrame, seed: int, same: pd.Series) -> dict[str, pd.DataFrame]:
+    """Splits a table; `same` names for each row the `relpath` whose part it shares, its own where it is drawn."""
+    overview = overview.sort_values("relpath")
+    same = same.loc[overview.index]
+    drawn = overview[same == overview.relpath]
+    counts = drawn.category.value_counts()
+    if len(counts) < 2 or counts.min() < MIN_PHOTOGRAPHS:
         few = ", ".join(f"{name} has {n}" for name, n in counts[counts < MIN_PHOTOGRAPHS].items())
         raise StudyError(
-            f"Too few photographs to split into train, validation and test: {few}; a class needs at least "
-            f"{MIN_PHOTOGRAPHS} usable ones. Add photographs or remove the class's folder, and run notebook 01."
+            f"Too few photographs to split into train, validation and test: {few or 'one class only'}; a class needs "
+            f"at least {MIN_PHOTOGRAPHS} usable ones, not counting copies. Add some or remove its folder, and run 01."
         )
-    overview = overview.sort_values("relpath")
-    n_test, n_val = round(0.1 * len(overview)), round(0.2 * len(overview))
-    train, rest = train_test_split(overview, test_size=n_val + n_test, stratify=overview.label, random_state=seed)
+    n_test, n_val = round(0.1 * len(drawn)), round(0.2 * len(drawn))
+    train, rest = train_test_split(drawn, test_size=n_val + n_test, stratify=drawn.label, random_state=seed)
     val, test = train_test_split(rest, test_size=n_test, stratify=rest.label, random_state=seed)
-    return {part: table.sort_values("relpath") for part, table in {"test": test, "val": val, "train": train}.items()}
+    parts = {"test": test, "val": val, "train": train}
+    return {part: overview[same.isin(table.relpath)] for part, table in parts.items()}
 
 
 def balance(train: pd.DataFrame, how: str, seed: int) -> pd.DataFrame:
@@ -555,129 +531,6 @@ def _read(path: tf.Tensor, label: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.T
     return tf.ensure_shape(tf.cast(picture, tf.float32), (size, size, 3)), label
 
 
-# ── Models ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class CNN:
-    """A hand-built network: blocks of 3 × 3 convolution and max pooling, then dense layers.
-
-    Attributes:
-        filters: Filters of each convolution.
-        pool_sizes: Edge of the max pooling after each convolution, in pixels.
-        dense_units: Units of each dense layer before the output.
-        dropout: Rate after each dense layer; 0 for none.
-    """
-
-    filters: tuple[int, ...]
-    pool_sizes: tuple[int, ...]
-    dense_units: tuple[int, ...] = (128,)
-    dropout: tuple[float, ...] = (0.3,)
-
-    def build(self, n_classes: int, image_size: int = 224) -> keras.Model:
-        """Returns the untrained network, from pixels (0 to 255) to probabilities."""
-        inputs = keras.Input((image_size, image_size, 3), name="pixels")
-        x = keras.layers.Rescaling(1 / 255)(inputs)
-        for filters, pool_size in zip(self.filters, self.pool_sizes, strict=True):
-            x = keras.layers.Conv2D(filters, 3, activation="relu")(x)
-            x = keras.layers.MaxPooling2D(pool_size)(x)
-        return keras.Model(inputs, _head(keras.layers.Flatten()(x), self, n_classes))
-
-
-# One pass over the photographs serves all runs of a backbone: activations are kept before the most layers that any run
-# of the study trains, and after the pooling, where heads begin. A run that trains more has a store of its own.
-STORED_BEFORE_LAST = {"MobileNetV2": 25, "ResNet50V2": 20, "EfficientNetV2S": 30}
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """A backbone of keras.applications, global average pooling and a dense head.
-
-    Attributes:
-        backbone: `MobileNetV2`, `ResNet50V2` or `EfficientNetV2S`.
-        dense_units: Units of each dense layer before the output.
-        dropout: Rate after each dense layer; 0 for none.
-        unfreeze_last: How many of the backbone's last layers are trained along with the head.
-        freeze_batch_norm: Whether batch normalisation keeps its ImageNet statistics, scales and shifts among them.
-    """
-
-    backbone: str
-    dense_units: tuple[int, ...] = (128,)
-    dropout: tuple[float, ...] = (0.0,)
-    unfreeze_last: int = 0
-    freeze_batch_norm: bool = True
-
-    def build(self, n_classes: int, image_size: int = 224, weights: str | None = None) -> keras.Model:
-        """Returns the network, its head untrained, from pixels (0 to 255) to probabilities.
-
-        `weights` are what keras.applications takes: `imagenet`, the path of a weights file, or None for random ones.
-        """
-        inputs = keras.Input((image_size, image_size, 3), name="pixels")
-        # The other two expect pixels from −1 to 1 and leave that to their caller.
-        x = inputs if self.backbone == "EfficientNetV2S" else keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-        # Built on the input itself: one flat graph, in which a layer can be found, cut and frozen.
-        options = {"include_top": False, "weights": weights, "input_shape": inputs.shape[1:], "input_tensor": x}
-        backbone = getattr(keras.applications, self.backbone)(**options)
-        x = keras.layers.GlobalAveragePooling2D(name="pooled")(backbone.output)
-        model = keras.Model(inputs, _head(x, self, n_classes), name=self.backbone)
-        self.set_trainable(model)
-        return model
-
-    def end(self, model: keras.Model) -> int:
-        """Returns the position in `model.layers` of the pooling, which follows the backbone."""
-        return [layer.name for layer in model.layers].index("pooled")
-
-    def boundaries(self, model: keras.Model) -> dict[str, keras.Layer]:
-        """Returns after which layers activations are stored: `cut`, before what may be trained, and `pooled`."""
-        last = max(self.unfreeze_last, STORED_BEFORE_LAST[self.backbone])
-        return {"cut": activations.cut_before(model, self.end(model) - last), "pooled": model.get_layer("pooled")}
-
-    def set_trainable(self, model: keras.Model) -> None:
-        """Freezes the backbone's layers but for the last `unfreeze_last`, and leaves the head trainable.
-
-        Batch normalisation is frozen layer by layer: `fit` would run it in training mode, however it was called.
-        """
-        end = self.end(model)
-        for index, layer in enumerate(model.layers):
-            is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = index >= end - self.unfreeze_last and not (is_batch_norm and self.freeze_batch_norm)
-
-
-def _head(x: keras.KerasTensor, architecture: CNN | Transfer, n_classes: int) -> keras.KerasTensor:
-    for units, rate in zip(architecture.dense_units, architecture.dropout, strict=True):
-        x = keras.layers.Dense(units, activation="relu")(x)
-        x = keras.layers.Dropout(rate)(x) if rate else x
-    # float32 also where the rest runs in float16: probabilities of many classes need the digits.
-    return keras.layers.Dense(n_classes, activation="softmax", dtype="float32", name="probabilities")(x)
-
-
-def layer_table(model: keras.Model) -> pd.DataFrame:
-    """Returns one row a layer, in order: `layer`, `type`, `output shape` (without the batch) and `parameters`.
-
-    pandas writes it in other forms: `.to_latex(index=False, escape=True)` gives a table for LaTeX's booktabs.
-    """
-    rows = [
-        (layer.name, type(layer).__name__, " × ".join(map(str, layer.output.shape[1:])), layer.count_params())
-        for layer in model.layers
-    ]
-    return pd.DataFrame(rows, columns=["layer", "type", "output shape", "parameters"])
-
-
-def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
-    """Saves a model without its optimizer as `.keras` file, its class names in the archive as `class_names.json`."""
-    with whole_file(path) as temporary:
-        keras.Model(model.input, model.output, name=model.name).save(temporary)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr("class_names.json", json.dumps(list(class_names), ensure_ascii=False))
-
-
-def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
-    """Loads a model that `save_model` wrote (pixels to probabilities) and its class names, in Keras's safe mode."""
-    with zipfile.ZipFile(path) as archive:
-        class_names = tuple(json.loads(archive.read("class_names.json")))
-    return keras.models.load_model(path, compile=False), class_names
-
-
 # ── Training ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 # The original study's columns first, under their names; code written for its table still reads this one.
@@ -688,42 +541,6 @@ RESULT_COLUMNS = tuple(
     accuracy_low accuracy_high train_seconds peak_memory_mb seed device tensorflow keras commit data_sha256
     """.split()
 )
-
-
-RUN_FILES = ("model.keras", "history.csv", "predictions.csv")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as it is stored in its folder, or one that is not there and the reason why.
-
-    Its folder, `path`, holds `run.json`, `history.csv`, `predictions.csv` and `model.keras`; None if it is not trained.
-    """
-
-    model_id: str
-    path: Path | None = None
-    why: str = ""
-
-    @property
-    def record(self) -> dict:
-        """What `run.json` says: `spec` (all that the run depends on), `row` (of `results.csv`), `weights_sha256`."""
-        return json.loads(self.file("run.json").read_text(encoding="utf-8"))
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """One row an epoch: `epoch` (from 1), `accuracy`, `loss`, `val_accuracy`, `val_loss`."""
-        return read_table(self.file("history.csv"))
-
-    @property
-    def predictions(self) -> pd.DataFrame:
-        """One row a test picture: `relpath`, `category`, `predicted`, `confidence`, and `p_<class>` for each class."""
-        return read_table(self.file("predictions.csv"))
-
-    def file(self, name: str) -> Path:
-        """Returns the path of a file in the run's folder, or raises StudyError if the run is not trained."""
-        if self.path is None:
-            raise StudyError(f"{self.model_id} is not trained here: {self.why}")
-        return self.path / name
 
 
 def train(
@@ -811,6 +628,7 @@ def _execute(
 ) -> Run:
     """Builds, trains, judges and stores one run; in `work` it leaves what a later start goes on from."""
     clock = {"start": time.perf_counter()}
+    storage.sweep(work)
     device = use_device(settings.deterministic)
     keras.backend.clear_session()
     keras.utils.set_random_seed(spec["seed"])
@@ -841,7 +659,7 @@ def _execute(
     run_id = f"{now:%Y%m%dT%H%M%S%f}-{work.name.rpartition('-')[2]}"
     outcome |= {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id, "dataset": splits.dataset, "device": device}
     outcome |= {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test)}
-    outcome |= {"trainable_params": count(model.trainable_weights), "commit": commit()} | metrics(predictions)
+    outcome |= {"trainable_params": count(model.trainable_weights), "commit": storage.commit()} | metrics(predictions)
     outcome |= {"tensorflow": tf.__version__, "keras": keras.__version__, "params": model.count_params()}
     record = {"spec": spec, "row": {name: (spec | outcome)[name] for name in RESULT_COLUMNS}}
     record |= {"class_names": splits.class_names, "weights_sha256": activations.weights_sha256(model.layers)}
@@ -852,8 +670,10 @@ def _execute(
     clock["save"] = time.perf_counter()
     steps = list(clock)
     record["seconds"] = {step: round(clock[step] - clock[before], 2) for before, step in pairwise(steps)}
+    photographs = sorted(pd.concat([splits.train, splits.val, splits.test]).sha256)
+    record["photographs_sha256"] = hashlib.sha256("".join(photographs).encode()).hexdigest()  # in whatever parts
     record["environment"] = environment() | {"deterministic": settings.deterministic}
-    record["files_sha256"] = {name: file_sha256(work / name) for name in RUN_FILES}
+    record["files_sha256"] = {name: file_sha256(work / name) for name in storage.RUN_FILES}
     with whole_file(work / "run.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
     (work / "training.npz").unlink(missing_ok=True)
@@ -988,17 +808,6 @@ def _weights(settings: Settings, architecture: CNN | Transfer) -> tuple[str | No
     return str(path), f"{path.name} {file_sha256(path)[:12]}"
 
 
-def count(weights: Sequence[keras.Variable]) -> int:
-    """Returns the number of values in a list of weights."""
-    return int(sum(np.prod(weight.shape) for weight in weights))
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the checksum of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def environment() -> dict:
     """Returns what besides the specification may move a figure's last digits: versions and thread counts."""
     versions = {"python": platform.python_version(), "numpy": np.__version__, "pillow": Image.__version__}
@@ -1006,15 +815,6 @@ def environment() -> dict:
     threads = {"cores": os.cpu_count(), "intra_op": tf.config.threading.get_intra_op_parallelism_threads()}
     threads |= {"inter_op": tf.config.threading.get_inter_op_parallelism_threads()}
     return versions | {"threads": threads}
-
-
-def commit() -> str:
-    """Returns the repository's commit, with `-dirty` where tracked files differ from it; nothing outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
-    try:
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 # ── Evaluation and results ────────────────────────────────────────────────────────────────────────────────────────────
@@ -1060,11 +860,49 @@ def reports(*runs: Run) -> pd.DataFrame:
     return pd.concat(tables, axis=1).assign(pictures=report.support.astype(int))
 
 
+def compare_runs(first: Run, second: Run) -> dict[str, float]:
+    """Compares two stored runs on the same test pictures by McNemar's exact test.
+
+    The pictures that one run alone gets right are like tosses of a coin if the runs are equally good (Q. McNemar,
+    Psychometrika 12, 1947).
+
+    Returns:
+        `only_first` and `only_second`, numbers of pictures that this run alone got right, and the two-sided `p_value`.
+
+    Raises:
+        StudyError: The runs were judged on different pictures, or one is not there.
+    """
+    tables = [run.predictions.set_index("relpath").sort_index() for run in (first, second)]
+    if not tables[0].index.equals(tables[1].index):
+        raise StudyError(f"{first.model_id} and {second.model_id} were judged on different pictures: no comparison.")
+    right = [table.category == table.predicted for table in tables]
+    only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
+    p_value = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+    return {"only_first": only[0], "only_second": only[1], "p_value": float(p_value)}
+
+
 def results_table(settings: Settings) -> pd.DataFrame:
-    """Returns `results.csv`, best accuracy first; raises StudyError if there are no results yet."""
+    """Returns `results.csv`, best accuracy first, with a column `standing`.
+
+    Among the runs on the same test pictures (`data_sha256`), `standing` is `best` for the most accurate, `not worse`
+    for those that `compare_runs` cannot tell from it (p ≥ 0.05, without correction for their number), and empty for
+    others and for runs whose folders are not there.
+
+    Raises:
+        StudyError: There are no results yet.
+    """
     if not settings.results.exists():
         raise StudyError(f"There is no {short(settings.results)} yet: run notebook 02 or 03 first.")
-    return read_table(settings.results).sort_values(["accuracy", "time"], ascending=[False, True], ignore_index=True)
+    table = read_table(settings.results).sort_values(["accuracy", "time"], ascending=[False, True], ignore_index=True)
+    names = table.model_id + "-" + table.run_id
+    runs = [Run(name, settings.root / "models" / name) for name in names]
+    table["standing"] = ""
+    for _, rows in table.groupby("data_sha256"):
+        stored = [index for index in rows.index if (runs[index].path / "predictions.csv").exists()]
+        for index in stored:
+            equal = compare_runs(runs[stored[0]], runs[index])["p_value"] >= 0.05
+            table.loc[index, "standing"] = "best" if index == stored[0] else "not worse" if equal else ""
+    return table
 
 
 def published_table(settings: Settings) -> pd.DataFrame:

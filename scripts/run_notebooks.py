@@ -20,7 +20,13 @@ import auxiliary as aux
 # Of `published_table` and of results beyond it, with the names that are printed.
 COLUMNS = {"notebook": "notebook", "model_id": "model_id", "learning_rate": "rate", "epochs": "epochs"}
 COLUMNS |= {"published": "published", "accuracy": "accuracy", "accuracy_low": "low", "accuracy_high": "high"}
-COLUMNS |= {"epochs_run": "epochs run", "dataset": "dataset", "weights": "weights", "verdict": "verdict"}
+COLUMNS |= {
+    "epochs_run": "epochs run",
+    "dataset": "dataset",
+    "weights": "weights",
+    "standing": "standing",
+    "verdict": "verdict",
+}
 
 
 def store(executed: Path, target: Path) -> None:

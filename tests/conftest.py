@@ -1,4 +1,7 @@
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +40,21 @@ def settings(tmp_path, draw):
 def prepared(settings):
     aux.resize_photographs(settings, aux.scan_photographs(settings))
     return settings
+
+
+@pytest.fixture
+def as_nobody():
+    """A folder of a user without privileges, as whom the test runs if root runs it: nothing is closed to root."""
+    folder = Path(tempfile.mkdtemp())
+    if os.geteuid():
+        yield folder
+    else:
+        folder.chmod(0o777)
+        os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o700)
+    shutil.rmtree(folder)

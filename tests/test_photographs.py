@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,10 +108,21 @@ def test_a_second_run_makes_only_what_is_new_or_changed(settings, draw):
     assert {name for name in after if after[name] != before.get(name)} == {"red 03.jpg", "new.jpg", "red 05.jpg"}
 
 
+def test_what_a_killed_process_left_is_cleared_away(prepared):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    folders = [prepared.root, prepared.data, prepared.data / "processed" / "red"]
+    for folder in folders:
+        (folder / f".{ended.pid}-0123456789ab.jpg").write_bytes(b"half a pic")
+    process(prepared)
+    assert not [path for path in prepared.root.rglob(".*") if path.is_file()]
+
+
 def test_names_of_every_kind_are_kept(settings, draw):
     names = ["NA.jpg", 'quote".jpg', "comma, and\nnewline.jpg", "Ünïcödé 🐶.jpg", "x" * 250 + ".jpg", "bad\udcff.jpg"]
+    names += ["return\r.jpg", "é" * 127, "é" * 126 + "x"]  # without a suffix: .jpg would make them too long
     for name in names:
-        draw(settings.raw / "NA" / name)
+        draw(settings.raw / "NA" / name, format="JPEG")
     processed, rejected = process(settings)
     assert {f"NA/{name}" for name in names} <= set(processed.index) and rejected.empty
     assert (processed.category == "NA").sum() == len(names)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 import auxiliary as aux
-from scripts import readme_table
+from scripts import readme_table, verify
 
 PUBLISHED = aux.read_table(aux.PUBLISHED)
 
@@ -81,3 +81,41 @@ def test_reports_stand_side_by_side(prepared):
     assert table.columns.get_level_values(0).unique().tolist() == ["a, 1 epochs", "b, 1 epochs", "pictures"]
     assert table.pictures[["blue", "green", "red"]].sum() == 5 and aux.reports().empty
     assert table["a, 1 epochs"].recall["weighted avg"] == pytest.approx(runs[0].record["row"]["recall"])
+
+
+def stored_run(settings, name, right):
+    """Writes a run on 20 test pictures; `right` are the positions of those that it gets right."""
+    folder = settings.root / "models" / f"{name}-{name}"
+    table = pd.DataFrame({"relpath": [f"{index}.jpg" for index in range(20)], "category": "a", "predicted": "b"})
+    table.loc[list(right), "predicted"] = "a"
+    aux.write_table(table, folder / "predictions.csv")
+    add(settings, model_id=name, run_id=name, accuracy=len(right) / 20, data_sha256="same", time=name)
+    return aux.Run(name, folder)
+
+
+def test_paired_comparison_and_the_standing_of_runs(tmp_path):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    best = stored_run(settings, "best", range(18))
+    near = stored_run(settings, "near", range(3, 20))
+    far = stored_run(settings, "far", range(8))
+    # 3 against 2: by the binomial distribution both tails hold everything; 10 against 0: 2 / 2**10
+    assert aux.compare_runs(best, near) == {"only_first": 3, "only_second": 2, "p_value": 1.0}
+    assert aux.compare_runs(far, best) == {"only_first": 0, "only_second": 10, "p_value": pytest.approx(2 / 2**10)}
+    assert aux.compare_runs(best, best)["p_value"] == 1
+    add(settings, model_id="gone", run_id="gone", accuracy=1.0, data_sha256="same", time="gone")
+    table = aux.results_table(settings).set_index("model_id")
+    assert table.standing.to_dict() == {"gone": "", "best": "best", "near": "not worse", "far": ""}
+    aux.write_table(best.predictions.head(10), best.file("predictions.csv"))
+    with pytest.raises(aux.StudyError, match="different pictures"):
+        aux.compare_runs(best, near)
+
+
+def test_a_stored_run_is_verified(prepared):
+    run = aux.train(prepared, "small", aux.CNN((4,), (4,), (8,)), learning_rate=1e-3, epochs=1)
+    assert verify.problems(prepared, run, aux.results_table(prepared)) == []
+    table = aux.results_table(prepared)
+    assert "accuracy is 2" in verify.problems(prepared, run, table.assign(accuracy=2))[0]
+    assert "0 times" in verify.problems(prepared, run, table.head(0))[0]
+    other = aux.train(prepared, "other", aux.CNN((4,), (4,), (8,)), learning_rate=1e-3, epochs=1, repetition=2)
+    other.file("model.keras").replace(run.file("model.keras"))
+    assert verify.problems(prepared, run, table) == ["model.keras is not the file that was stored"]

@@ -13,6 +13,7 @@ from scripts.download import download
         ("IMAGE_SIZE", "5", "32"),
         ("MAX_EPOCHS", "0", "1"),
         ("FORCE", "maybe", "boolean"),
+        ("SPLIT", "random", "'grouped' or 'published'"),
         ("WEIGHTS", "/no/such/folder", "imagenet, random or an existing folder"),
         ("ONLY", "mobnet2_smal", "mobnet2_small"),
         ("EPOCHS", "3", "not permitted"),

@@ -1,0 +1,202 @@
+"""The networks of the study: what they are made of, which layers are trained, how they are kept, when training ends.
+
+`auxiliary` hands on what notebooks need of it. Nothing here knows of photographs, tables or settings.
+"""
+
+import json
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+import activations
+from storage import whole_file
+
+
+@dataclass(frozen=True)
+class CNN:
+    """A hand-built network: blocks of 3 × 3 convolution and max pooling, then dense layers.
+
+    Attributes:
+        filters: Filters of each convolution.
+        pool_sizes: Edge of the max pooling after each convolution, in pixels.
+        dense_units: Units of each dense layer before the output.
+        dropout: Rate after each dense layer; 0 for none.
+    """
+
+    filters: tuple[int, ...]
+    pool_sizes: tuple[int, ...]
+    dense_units: tuple[int, ...] = (128,)
+    dropout: tuple[float, ...] = (0.3,)
+
+    def build(self, n_classes: int, image_size: int = 224) -> keras.Model:
+        """Returns the untrained network, from pixels (0 to 255) to probabilities."""
+        inputs = keras.Input((image_size, image_size, 3), name="pixels")
+        x = keras.layers.Rescaling(1 / 255)(inputs)
+        for filters, pool_size in zip(self.filters, self.pool_sizes, strict=True):
+            x = keras.layers.Conv2D(filters, 3, activation="relu")(x)
+            x = keras.layers.MaxPooling2D(pool_size)(x)
+        return keras.Model(inputs, _head(keras.layers.Flatten()(x), self, n_classes))
+
+
+# One pass over the photographs serves all runs of a backbone: activations are kept before the most layers that any run
+# of the study trains, and after the pooling, where heads begin. A run that trains more has a store of its own.
+STORED_BEFORE_LAST = {"MobileNetV2": 25, "ResNet50V2": 20, "EfficientNetV2S": 30}
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A backbone of keras.applications, global average pooling and a dense head.
+
+    Attributes:
+        backbone: `MobileNetV2`, `ResNet50V2` or `EfficientNetV2S`.
+        dense_units: Units of each dense layer before the output.
+        dropout: Rate after each dense layer; 0 for none.
+        unfreeze_last: How many of the backbone's last layers are trained along with the head.
+        freeze_batch_norm: Whether batch normalisation keeps its ImageNet statistics, scales and shifts among them.
+    """
+
+    backbone: str
+    dense_units: tuple[int, ...] = (128,)
+    dropout: tuple[float, ...] = (0.0,)
+    unfreeze_last: int = 0
+    freeze_batch_norm: bool = True
+
+    def build(self, n_classes: int, image_size: int = 224, weights: str | None = None) -> keras.Model:
+        """Returns the network, its head untrained, from pixels (0 to 255) to probabilities.
+
+        `weights` are what keras.applications takes: `imagenet`, the path of a weights file, or None for random ones.
+        """
+        inputs = keras.Input((image_size, image_size, 3), name="pixels")
+        # The other two expect pixels from −1 to 1 and leave that to their caller.
+        x = inputs if self.backbone == "EfficientNetV2S" else keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+        # Built on the input itself: one flat graph, in which a layer can be found, cut and frozen.
+        options = {"include_top": False, "weights": weights, "input_shape": inputs.shape[1:], "input_tensor": x}
+        backbone = getattr(keras.applications, self.backbone)(**options)
+        x = keras.layers.GlobalAveragePooling2D(name="pooled")(backbone.output)
+        model = keras.Model(inputs, _head(x, self, n_classes), name=self.backbone)
+        self.set_trainable(model)
+        return model
+
+    def end(self, model: keras.Model) -> int:
+        """Returns the position in `model.layers` of the pooling, which follows the backbone."""
+        return [layer.name for layer in model.layers].index("pooled")
+
+    def boundaries(self, model: keras.Model) -> dict[str, keras.Layer]:
+        """Returns after which layers activations are stored: `cut`, before what may be trained, and `pooled`."""
+        last = max(self.unfreeze_last, STORED_BEFORE_LAST[self.backbone])
+        return {"cut": activations.cut_before(model, self.end(model) - last), "pooled": model.get_layer("pooled")}
+
+    def set_trainable(self, model: keras.Model) -> None:
+        """Freezes the backbone's layers but for the last `unfreeze_last`, and leaves the head trainable.
+
+        Batch normalisation is frozen layer by layer: `fit` would run it in training mode, however it was called.
+        """
+        end = self.end(model)
+        for index, layer in enumerate(model.layers):
+            is_batch_norm = isinstance(layer, keras.layers.BatchNormalization)
+            layer.trainable = index >= end - self.unfreeze_last and not (is_batch_norm and self.freeze_batch_norm)
+
+
+def _head(x: keras.KerasTensor, architecture: CNN | Transfer, n_classes: int) -> keras.KerasTensor:
+    for units, rate in zip(architecture.dense_units, architecture.dropout, strict=True):
+        x = keras.layers.Dense(units, activation="relu")(x)
+        x = keras.layers.Dropout(rate)(x) if rate else x
+    # float32 also where the rest runs in float16: probabilities of many classes need the digits.
+    return keras.layers.Dense(n_classes, activation="softmax", dtype="float32", name="probabilities")(x)
+
+
+def layer_table(model: keras.Model) -> pd.DataFrame:
+    """Returns one row a layer, in order: `layer`, `type`, `output shape` (without the batch) and `parameters`.
+
+    pandas writes it in other forms: `.to_latex(index=False, escape=True)` gives a table for LaTeX's booktabs.
+    """
+    rows = [
+        (layer.name, type(layer).__name__, " × ".join(map(str, layer.output.shape[1:])), layer.count_params())
+        for layer in model.layers
+    ]
+    return pd.DataFrame(rows, columns=["layer", "type", "output shape", "parameters"])
+
+
+def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
+    """Saves a model without its optimizer as `.keras` file, its class names in the archive as `class_names.json`."""
+    with whole_file(path) as temporary:
+        keras.Model(model.input, model.output, name=model.name).save(temporary)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.writestr("class_names.json", json.dumps(list(class_names), ensure_ascii=False))
+
+
+def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
+    """Loads a model that `save_model` wrote (pixels to probabilities) and its class names, in Keras's safe mode."""
+    with zipfile.ZipFile(path) as archive:
+        class_names = tuple(json.loads(archive.read("class_names.json")))
+    return keras.models.load_model(path, compile=False), class_names
+
+
+def count(weights: Sequence[keras.Variable]) -> int:
+    """Returns the number of values in a list of weights."""
+    return int(sum(np.prod(weight.shape) for weight in weights))
+
+
+class ResumableStopping(keras.callbacks.EarlyStopping):
+    """Early stopping on the validation loss whose training goes on after a kill as if nothing had happened.
+
+    Weights, optimizer, random generators and its own state are kept in a file as often as a tenth of the time allows.
+    `history` has a row an epoch; `seconds` counts the time of all epochs, those before a kill among them.
+    """
+
+    def __init__(self, path: Path, patience: int, first: int):
+        """Reads what `path` holds of an earlier start; `first` is the first epoch, from 0."""
+        super().__init__(patience=patience, restore_best_weights=True)
+        self.path, self.first, self.history, self.seconds = path, first, [], 0.0
+        self.saved = (time.perf_counter(), 0.0)  # when, and how long it took
+        self.arrays = dict(np.load(path)) if path.exists() else {}
+        self.state = json.loads(str(self.arrays.pop("state"))) if self.arrays else {}
+        self.history = self.state.get("history", [])
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch to go on with, from 0; a very late one if training had ended."""
+        ended = self.state.get("wait", 0) >= self.patience
+        return 10**9 if ended else self.first + len(self.history)
+
+    def restore(self, model: keras.Model) -> None:
+        """Gives a model the best weights of an earlier start, if there was one, where nothing is left to train."""
+        if self.state:
+            self.seconds = self.state["seconds"]
+            model.set_weights([self.arrays[f"best_{index}"] for index in range(self.state["n_best"])])
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Restores the state of an earlier start."""
+        super().on_train_begin(logs)
+        self.started = time.perf_counter()
+        if self.state:
+            for name in ("wait", "best", "best_epoch", "seconds"):
+                setattr(self, name, self.state[name])
+            for index, variable in enumerate(self._variables()):
+                variable.assign(self.arrays[f"variable_{index}"])
+            self.best_weights = [self.arrays[f"best_{index}"] for index in range(self.state["n_best"])]
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Notes the epoch, decides whether to stop, and saves."""
+        super().on_epoch_end(epoch, logs)
+        self.history.append({"epoch": epoch + 1} | {name: float(value) for name, value in logs.items()})
+        now = time.perf_counter()
+        self.seconds, self.started = self.seconds + now - self.started, now
+        if now - self.saved[0] < 9 * self.saved[1]:
+            return
+        state = {name: getattr(self, name) for name in ("wait", "best", "best_epoch", "seconds", "history")}
+        state |= {"best": float(self.best), "n_best": len(self.best_weights or ())}
+        arrays = {f"variable_{index}": variable.numpy() for index, variable in enumerate(self._variables())}
+        arrays |= {f"best_{index}": values for index, values in enumerate(self.best_weights or ())}
+        with whole_file(self.path) as temporary:
+            np.savez(temporary, state=json.dumps(state), **arrays)
+        self.saved = (time.perf_counter(), time.perf_counter() - now)
+
+    def _variables(self) -> list[keras.Variable]:
+        return self.model.variables + self.model.optimizer.variables
