@@ -128,7 +128,7 @@ def test_pictures_only_if_asked_and_one_clear_line_for_what_cannot_be_read(works
     (folder / "predictions.csv").unlink()
     assert "predictions.csv is missing" in report.render(workspace)
     (folder / "history.csv").write_text("", encoding="utf-8")
-    with pytest.raises(aux.StudyError, match=r"own-.* cannot be read \(EmptyDataError.*\): move it away"):
+    with pytest.raises(aux.StudyError, match=r"own-.*history.csv is no csv table"):
         report.render(workspace)
     (folder / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(aux.StudyError, match=r"own-.* cannot be read \(JSONDecodeError"):
