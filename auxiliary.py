@@ -48,7 +48,7 @@ from tqdm.keras import TqdmCallback
 import activations
 import pictures
 import storage
-from networks import CNN, ResumableStopping, Transfer, count, load_model, save_model
+from networks import CNN, ResumableStopping, Transfer, count, is_news, load_model, save_model
 from networks import layer_table as layer_table  # handed on to the notebooks
 from pictures import on_all_cores, one_line, to_rgb
 from storage import REPOSITORY, Run, StudyError, append_row, file_sha256, read_table, short, whole_file, write_table
@@ -772,6 +772,7 @@ def _fit(inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]
     optimizer = keras.optimizers.Adam(spec["learning_rate"])
     optimizer.build(model.trainable_variables)
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit_compile)
+    tf.get_logger().addFilter(is_news)
     process, memory = psutil.Process(), [psutil.Process().memory_info().rss]
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: memory.append(process.memory_info().rss))
     stopping = ResumableStopping(work / "training.npz", spec["patience"], first)
@@ -971,6 +972,7 @@ def plot_run(run: Run) -> plt.Figure:
             axis.plot(history.epoch, history[f"val_{name}"], "s--", color="#D55E00", markersize=3, label="validation")
             axis.axvline(row["best_epoch"], color="grey", linewidth=1, linestyle=":", label="epoch kept")
             axis.legend()
+            axis.set_xlim(history.epoch.min() - 0.5, history.epoch.max() + 0.5)
             axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(title=name if len(history) else f"{name}: no training", xlabel="epoch")
     labels, options = run.record["class_names"], {"normalize": "true", "cmap": "Blues", "xticks_rotation": 90}

@@ -4,6 +4,7 @@
 """
 
 import json
+import logging
 import time
 import zipfile
 from collections.abc import Sequence
@@ -141,6 +142,11 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
 def count(weights: Sequence[keras.Variable]) -> int:
     """Returns the number of values in a list of weights."""
     return int(sum(np.prod(weight.shape) for weight in weights))
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Filters a log: TensorFlow takes it for a mistake that one process traces the graphs of many models."""
+    return "triggered tf.function retracing" not in record.getMessage()
 
 
 class ResumableStopping(keras.callbacks.EarlyStopping):

@@ -1,9 +1,17 @@
 import keras
 import numpy as np
+import pytest
 
 import auxiliary as aux
 
 BATCH_NORM = keras.layers.BatchNormalization
+
+
+def test_code_from_a_model_file_is_not_run(tmp_path):
+    inputs = keras.Input((2,))
+    aux.save_model(keras.Model(inputs, keras.layers.Lambda(lambda x: x)(inputs)), tmp_path / "model.keras", ("a", "b"))
+    with pytest.raises(ValueError, match="safe_mode"):
+        aux.load_model(tmp_path / "model.keras")
 
 
 def test_the_last_layers_are_those_of_the_backbone():
