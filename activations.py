@@ -20,6 +20,7 @@ import filelock
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tqdm import tqdm
 
 from storage import StudyError, plainly, short
@@ -44,6 +45,17 @@ def cut_before(model: keras.Model, index: int) -> keras.Layer:
             best = layer
         furthest = max(furthest, last_use[id(layer.output)])
     return best
+
+
+def inference(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """Returns a model in inference mode as a function of a batch of pixels, (n, height, width, 3), of any n.
+
+    Its weights are constants of the graph, so that TensorFlow joins convolutions with what follows them: half as fast
+    again for MobileNetV2 on a CPU. Outputs are those of the model, in their order.
+    """
+    signature = tf.TensorSpec((None, *model.input.shape[1:]), tf.float32)  # any n: traced once
+    function = tf.function(lambda pixels: model(pixels, training=False), input_signature=[signature])
+    return convert_variables_to_constants_v2(function.get_concrete_function())
 
 
 def weights_sha256(layers: Sequence[keras.Layer]) -> str:

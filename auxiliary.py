@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -721,7 +722,7 @@ def _inputs(
     title, boundaries = architecture.backbone, architecture.boundaries(model)
     outputs = {name: layer.output for name, layer in boundaries.items()}
     bottom = keras.Model(model.input, list(outputs.values()))
-    answer = tf.function(lambda pixels: bottom(pixels, training=False))
+    answer = cache(lambda: activations.inference(bottom))  # built when first needed
     network = {"backbone": title, "image_size": settings.image_size, "preprocessing": PREPROCESSING}
     network |= {"weights_sha256": activations.weights_sha256(model.layers[: architecture.end(model)])}
     network |= {"cut": boundaries["cut"].name, "policy": keras.config.dtype_policy().name, "device": use_device()}
@@ -730,7 +731,7 @@ def _inputs(
     def stored(part: pd.DataFrame, name: str, dtype: str, views: int = 1, augmented: bool = False) -> np.ndarray:
         def compute(start: int) -> Iterator[list[np.ndarray]]:
             for pixels, _ in view_batches(settings, part, views, augmented, start):
-                yield [array.numpy() for array in answer(pixels)]
+                yield [array.numpy() for array in answer()(pixels)]
 
         photographs = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256)]))).hexdigest()
         key = network | {
