@@ -918,7 +918,9 @@ def published_table(settings: Settings) -> pd.DataFrame:
     """
     published = read_table(PUBLISHED).query(f"image_size == {settings.image_size}")
     key = ["image_size", "model_id", "learning_rate", "epochs", "repetition"]
-    measured = results_table(settings).sort_values("time").drop_duplicates(key, keep="last")
+    none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "standing"])
+    measured = results_table(settings) if settings.results.exists() else none
+    measured = measured.sort_values("time").drop_duplicates(key, keep="last")
     table = published.merge(measured, "left", key, suffixes=("", "_measured"))
     table["difference"] = table.accuracy_measured - table.accuracy
     inside = table.accuracy.between(table.accuracy_low, table.accuracy_high)

@@ -47,6 +47,7 @@ def add(settings, dataset="animals10", weights="none", **values):
 
 def test_published_and_measured_are_joined_run_by_run(tmp_path):
     settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    assert set(aux.published_table(settings).verdict) == {"not measured"}  # before the first run
     cnn = {"model_id": "conv4invto128_dense1", "learning_rate": 5e-4, "epochs": 80, "accuracy_high": 0.75}
     add(settings, **cnn, run_id="a", time="2026-01-01", accuracy=0.5, accuracy_low=0.4)
     add(settings, **cnn, run_id="b", time="2026-01-02", accuracy=0.72, accuracy_low=0.70)
