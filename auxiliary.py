@@ -3,7 +3,8 @@
 settings → photographs → splits → datasets → training → evaluation and results → figures
 
 Mechanisms that know nothing of settings have modules of their own: `storage` (files that survive a kill), `pictures`
-(one file of a photograph), `networks` (what is trained), `activations` (what frozen layers say, kept on disk).
+(one file of a photograph), `networks` (what is trained), `activations` (what frozen layers say, kept on disk),
+`figures` (what a reader sees).
 
 Importing this module starts nothing, reads no environment variable and changes no global of TensorFlow.
 """
@@ -26,22 +27,15 @@ from typing import Literal
 
 import filelock
 import keras
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import psutil
 import pydantic
 import tensorflow as tf
-from IPython.display import display
 from PIL import Image
 from scipy.stats import binomtest
-from sklearn.metrics import (
-    ConfusionMatrixDisplay,
-    accuracy_score,
-    classification_report,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, classification_report, precision_recall_fscore_support
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 from tqdm.keras import TqdmCallback
@@ -49,6 +43,7 @@ from tqdm.keras import TqdmCallback
 import activations
 import pictures
 import storage
+from figures import grad_cam, plot_comparison, plot_grad_cam, plot_mistakes, plot_pictures, plot_run, show  # noqa: F401
 from networks import CNN, ResumableStopping, Transfer, count, is_news, load_model, save_model
 from networks import layer_table as layer_table  # handed on to the notebooks
 from pictures import on_all_cores, one_line, to_rgb
@@ -952,47 +947,8 @@ def parameter_table(runs: Sequence[Run]) -> pd.DataFrame:
 # ── Figures ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def plot_pictures(pictures: Sequence, titles: Sequence[str], columns: int = 5) -> plt.Figure:
-    """Draws pictures (whatever `imshow` takes, or paths of files) in a grid, each under its title."""
-    rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.4 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
-        axis.imshow(plt.imread(picture) if isinstance(picture, Path) else picture)
-        axis.set_title(title, fontsize=9)
-    plt.close(figure)  # the notebook draws what the cell returns, and would draw an open figure again
-    return figure
-
-
-def plot_run(run: Run) -> plt.Figure:
-    """Draws a run's learning curves, with the epoch that was kept, and its confusion matrix over the test pictures."""
-    row, history, predictions = run.record["row"], run.history, run.predictions
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), width_ratios=(1, 1, 1.2), layout="constrained")
-    for axis, name in zip(axes, ("accuracy", "loss"), strict=False):
-        if len(history):
-            axis.plot(history.epoch, history[name], "o-", color="#0072B2", markersize=3, label="training")
-            axis.plot(history.epoch, history[f"val_{name}"], "s--", color="#D55E00", markersize=3, label="validation")
-            axis.axvline(row["best_epoch"], color="grey", linewidth=1, linestyle=":", label="epoch kept")
-            axis.legend()
-            axis.set_xlim(history.epoch.min() - 0.5, history.epoch.max() + 0.5)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set(title=name if len(history) else f"{name}: no training", xlabel="epoch")
-    labels, options = run.record["class_names"], {"normalize": "true", "cmap": "Blues", "xticks_rotation": 90}
-    options |= {"labels": labels, "values_format": ".0%", "colorbar": False, "text_kw": {"fontsize": 8}, "ax": axes[2]}
-    drawn = ConfusionMatrixDisplay.from_predictions(predictions.category, predictions.predicted, **options)
-    for text in drawn.text_.flat:  # zeros stay blank, so that mistakes stand out; past 20 classes colour must do
-        text.set_visible(text.get_text() != "0%" and len(labels) <= 20)
-    axes[2].set(title="share of each true class", ylabel="true", xlabel="predicted")
-    name = f"{row['model_id']} on {row['dataset']}, weights: {row['weights']}"
-    interval = f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"
-    figure.suptitle(f"{name}\ntest accuracy {row['accuracy']:.3f} (95 % interval {interval}, {row['n_test']} pictures)")
-    plt.close(figure)
-    return figure
-
-
 def show_run(run: Run) -> None:
     """Shows a run's figure in a notebook, or says why the run is not there."""
     if run.path is None:
         return print(f"{run.model_id}: not trained here. {run.why}")
-    display(plot_run(run))
+    show(plot_run(run))
