@@ -90,7 +90,7 @@ def plot_run(run: Run) -> plt.Figure:
     """
     row, history, predictions = run.record["row"], run.history, run.predictions
     trained = len(history) > 0
-    figure = plt.figure(figsize=(9.5 if trained else 6, 5.6), layout="constrained")
+    figure = plt.figure(figsize=(9.5 if trained else 7, 5.6), layout="constrained")
     curves = [["accuracy", "matrix"], ["loss", "matrix"]] if trained else [["matrix"]]
     axes = figure.subplot_mosaic(curves, width_ratios=(1, 1.45) if trained else None)
     for name in ("accuracy", "loss") if trained else ():
