@@ -20,7 +20,8 @@ from storage import Run, StudyError
 
 # Okabe and Ito's colours, which people of all kinds of sight can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
-MANY = 20  # classes, past which the cells of a confusion matrix have no room for text
+# Classes, past which the cells of a confusion matrix have room for one line only, and for none.
+SEVERAL, MANY = 12, 20
 # A class may be called `$5$`, which is no formula.
 STYLE = plt.rc_context({"text.parse_math": False, "font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
 
@@ -86,7 +87,8 @@ def _read(path: Path) -> np.ndarray:
 def plot_run(run: Run) -> plt.Figure:
     """Draws a run's learning curves, with the epoch that was kept, and its confusion matrix over the test pictures.
 
-    The matrix shows the share of each true class, and the number of pictures below it; past 20 classes colour alone.
+    The matrix shows the share of each true class and the number of pictures; past 12 classes colour alone tells the
+    share, and past 20 there are no numbers.
     """
     row, history, predictions = run.record["row"], run.history, run.predictions
     trained = len(history) > 0
@@ -121,16 +123,17 @@ def _draw_curves(axis: plt.Axes, name: str, history: pd.DataFrame, kept: int) ->
 def _draw_matrix(axis: plt.Axes, names: Sequence[str], predictions: pd.DataFrame) -> None:
     counts = confusion_matrix(predictions.category, predictions.predicted, labels=names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    few = len(names) <= MANY
-    options = {"ax": axis, "cmap": "Blues", "colorbar": not few, "include_values": few, "im_kw": {"vmin": 0, "vmax": 1}}
-    options |= {"xticks_rotation": 90, "text_kw": {"fontsize": 8 if len(names) <= 10 else 5.5}}
+    several, many = len(names) > SEVERAL, len(names) > MANY
+    options = {"ax": axis, "cmap": "Blues", "colorbar": several, "im_kw": {"vmin": 0, "vmax": 1}}
+    options |= {"xticks_rotation": 90, "include_values": not many, "text_kw": {"fontsize": 6.5 if several else 8}}
     drawn = ConfusionMatrixDisplay(shares, display_labels=names).plot(**options)
-    if few:
-        for text, share, count in zip(drawn.text_.flat, shares.flat, counts.flat, strict=True):
-            # Zeros stay blank, so that mistakes stand out.
-            text.set(text=f"{100 * share:.0f} %\n{count}" if count else "", color="white" if share > 0.7 else "black")
+    for text, share, count in zip(drawn.text_.flat, shares.flat, counts.flat, strict=True) if not many else ():
+        label = f"{count}" if several else f"{100 * share:.0f} %\n{count}"
+        text.set(text=label if count else "", color="white" if share > 0.7 else "black")  # mistakes stand out
     axis.tick_params(labelsize=np.clip(180 / len(names), 3, 9))
-    axis.set(title="share of each true class" + ", pictures below" * few, ylabel="true", xlabel="predicted")
+    title = "colour: share of each true class" + "; numbers: pictures" * (not many)
+    title = title if several else "share of each true class, and how many pictures"
+    axis.set(title=title, ylabel="true", xlabel="predicted")
 
 
 def _mistakes(run: Run) -> pd.DataFrame:
@@ -293,7 +296,7 @@ def plot_comparison(
         runs: In the order in which they were trained, the first on top. Those that are not there are left out.
         published: The published runs: `data/published-results.csv`.
         earlier: Runs that an earlier chart has shown: they come first, and paler.
-        limits: Of the accuracies that are drawn.
+        limits: Of the accuracies that are drawn; a run beyond them is a number at the edge.
     """
     old = [run for run in earlier if run.path and run not in runs]
     runs = old + [run for run in runs if run.path]
@@ -308,10 +311,14 @@ def plot_comparison(
         look = {"color": GREY if line < len(old) else BLUE, "linewidth": 2 if line < len(old) else 2.6}
         axis.plot([row.accuracy_low, row.accuracy_high], [line, line], solid_capstyle="butt", alpha=0.55, **look)
         axis.plot(row.accuracy, line, "o", color=look["color"], markersize=6)
+        if not limits[0] <= row.accuracy <= limits[1]:
+            lower = row.accuracy < limits[0]
+            where = {"ha": "left", "x": limits[0]} if lower else {"ha": "right", "x": limits[1]}
+            axis.text(y=line, s=f"← {row.accuracy:.3f}" if lower else f"{row.accuracy:.3f} →", va="center", **where)
     axis.plot([], [], "o-", color=BLUE, linewidth=2.6, label="measured, with 95 % interval")
     if old:
         axis.plot([], [], "o-", color=GREY, linewidth=2, label="shown before")
-    hollow = {"markerfacecolor": "white", "markeredgecolor": ORANGE, "markeredgewidth": 1.5, "markersize": 6.5}
+    hollow = {"markerfacecolor": "none", "markeredgecolor": ORANGE, "markeredgewidth": 1.5, "markersize": 8}
     hollow |= {"zorder": 3, "label": "published: on all of Animals-10"}
     axis.plot(table.accuracy_published, range(len(runs)), "D", linestyle="none", **hollow)
     for n in classes:
@@ -324,7 +331,7 @@ def plot_comparison(
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(left=False)
     data = table[["dataset", "n_test"]].drop_duplicates()
-    heading = " and ".join(f"{name} ({n} pictures)" for name, n in zip(data.dataset, data.n_test))
+    heading = " and ".join(f"{name} ({n:,} pictures)" for name, n in zip(data.dataset, data.n_test))
     heading = f"Test accuracy on {heading}" + ", backbones with random weights" * ("random" in set(table.weights))
     figure.suptitle(heading)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)

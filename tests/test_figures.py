@@ -72,6 +72,8 @@ def test_confusion_matrix_shows_shares_and_counts(tmp_path):
     figure = aux.plot_run(write_run(tmp_path / "few", pairs))
     cells = [text for text in texts(figure) if "%\n" in text]
     assert cells == ["80 %\n4", "20 %\n1", "100 %\n2"]  # and none where there are no pictures
+    several = aux.plot_run(write_run(tmp_path / "several", [(f"{index:02}", "00") for index in range(13)] * 7))
+    assert texts(several).count("7") == 13 and not [text for text in texts(several) if "%\n" in text]
     many = aux.plot_run(write_run(tmp_path / "many", [(f"{index:02}", "00") for index in range(21)]))
     assert not [text for text in texts(many) if "%\n" in text]
     assert "<colorbar>" in [axis.get_label() for axis in many.axes]
@@ -109,7 +111,7 @@ def test_runs_beside_each_other_and_the_published_ones(tmp_path):
     ids = PUBLISHED.query("image_size == 224").set_index(["model_id", "epochs"]).accuracy
     expected = [ids["base_downsamp_augment+", 15], ids["conv4lesspoll_dense1", 80], ids["conv4lesspoll_dense1", 35]]
     assert np.allclose(hollow.get_xdata(), [*expected, np.nan], equal_nan=True)
-    assert hollow.get_markerfacecolor() == "white"
+    assert hollow.get_markerfacecolor() == "none"
     points = [(*line.get_xdata(), *line.get_ydata()) for line in axis.lines if line.get_marker() == "o"]
     assert [point for point in points if point] == [(0.5, 0), (1, 1), (1, 2), (0.5, 3)]  # and those of the legend
     spans = [line.get_xdata() for line in axis.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
@@ -117,6 +119,8 @@ def test_runs_beside_each_other_and_the_published_ones(tmp_path):
     assert np.allclose(spans[0], [row["accuracy_low"], row["accuracy_high"]])
     assert lines["chance, 2 classes: 0.50"].get_xdata() == [0.5, 0.5]
     assert "Test accuracy on mini (20 pictures)" in texts(figure) and "shown before" in texts(figure)
+    near = texts(figures.plot_comparison([first, again], PUBLISHED, limits=(0.8, 1)))
+    assert "← 0.500" in near and "← 1.000" not in near and "chance, 2 classes: 0.50" not in near
     assert texts(figures.plot_comparison(runs[:1], PUBLISHED)) == ["None of these runs is trained here."]
     random = write_run(tmp_path / "random", half, weights="random")
     assert "random weights" in figures.plot_comparison([random], PUBLISHED).get_label()
