@@ -200,6 +200,8 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=1000, help="synthetic photographs (%(default)s)")
     parser.add_argument("--repeat", type=int, default=1, help="times each training is repeated (%(default)s)")
     parser.add_argument("--views", type=int, default=aux.Settings.model_fields["views"].default, help="(%(default)s)")
+    backbones = sorted({architecture.backbone for architecture in KINDS.values()})
+    parser.add_argument("--backbones", nargs="+", default=backbones, choices=backbones, help="(all)")
     parser.add_argument("--skip", nargs="*", default=[], choices=["training", "memory", "resize"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -227,14 +229,15 @@ def main() -> None:
                 )
                 print(f"ours {ours:,.0f} MB, ratio {plain / ours:.1f}")
         if "training" not in arguments.skip:
-            training(Bench(settings, arguments.repeat), sizes)
+            training(Bench(settings, arguments.repeat), sizes, arguments.backbones)
 
 
-def training(bench: Bench, sizes: tuple[int, int, int]) -> None:
-    """Measures and prints the trainings (a) to (d)."""
+def training(bench: Bench, sizes: tuple[int, int, int], backbones: list[str]) -> None:
+    """Measures and prints those of the trainings (a) to (d) for which the backbones suffice."""
     views, (n_train, n_val, n_test) = bench.settings.views, sizes
     stores, plain, ours, limits, rates = {}, {}, {}, {}, {}
-    for kind, architecture in KINDS.items():
+    kinds = {kind: architecture for kind, architecture in KINDS.items() if architecture.backbone in backbones}
+    for kind, architecture in kinds.items():
         backbone = architecture.backbone
         if backbone not in stores:
             stores[backbone] = bench.store(architecture, views=1), bench.store(architecture, views=views)
@@ -250,6 +253,8 @@ def training(bench: Bench, sizes: tuple[int, int, int]) -> None:
         return (views * n_train + n_val + n_test) / rates[kind][0]
 
     def line(title: str, runs: dict[str, list[int]], views: int, stored: bool = False) -> None:
+        if not set(runs) <= set(kinds):
+            return
         backbones = {KINDS[kind].backbone: kind for kind in runs if runs[kind]}
         total_plain = sum(plain[kind][0] + n * plain[kind][1] for kind in runs for n in runs[kind])
         total = sum(ours[kind][0] + n * ours[kind][1] for kind in runs for n in runs[kind])
