@@ -195,6 +195,8 @@ def flaws(checks: pd.DataFrame, overview: pd.DataFrame, size: int) -> pd.DataFra
 
 def on_all_cores(function: Callable, items: Sequence, title: str) -> list:
     """Maps in threads, which Pillow lets run side by side while it decodes, resizes and encodes."""
+    if not items:
+        return []  # without a bar for nothing
     with warnings.catch_warnings():
         # Bombs are refused by their size; what else Pillow warns of (odd EXIF, palettes) does no harm here.
         warnings.filterwarnings("ignore", module="PIL")
