@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+EXTRAS := .venv/extras
 NOTEBOOKS := 01-preprocessing.ipynb 02-CNN-modeltraining.ipynb 03-transfer-learning.ipynb
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -11,7 +12,7 @@ SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT STORE V
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data rebuild test soak lint notebooks sample readme report lock clean clean-cache bench verify efficiency
+.PHONY: help run full data rebuild test soak lint notebooks sample readme report lock clean clean-cache bench verify efficiency extras
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +62,10 @@ bench: $(READY) ## time the plain way and ours side by side on synthetic photogr
 sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Emoji)
 	@$(BIN)/python scripts/draw_sample.py
 
-lock: $(READY) ## pin anew what requirements.txt needs in turn (needs uv)
-	@grep -v '^-c' requirements.txt | uv pip compile --universal --python-version 3.11 --quiet \
+extras: $(EXTRAS) ## install what make demo, make export and TensorBoard need beyond the rest
+
+lock: $(READY) ## pin anew what requirements.txt and requirements-extras.txt need in turn (needs uv)
+	@grep -hv '^-c' requirements.txt requirements-extras.txt | uv pip compile --universal --python-version 3.11 --quiet \
 		--no-header --no-annotate --no-emit-index-url - -o requirements.lock
 
 clean-cache: ## delete the stored activations of a workspace: ROOT=
@@ -77,4 +80,9 @@ $(READY): requirements.txt requirements.lock
 	@echo "Installing into .venv (once; TensorFlow is large) …"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(EXTRAS): $(READY) requirements-extras.txt
+	@echo "Installing requirements-extras.txt into .venv (once) …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-extras.txt
 	@touch $@

@@ -54,7 +54,7 @@ def inference(model: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     again for MobileNetV2 on a CPU. Outputs are those of the model, in their order.
     """
     signature = tf.TensorSpec((None, *model.input.shape[1:]), tf.float32)  # any n: traced once
-    function = tf.function(lambda pixels: model(pixels, training=False), input_signature=[signature])
+    function = tf.function(lambda pixels: model(pixels, training=False), input_signature=[signature], autograph=False)
     return convert_variables_to_constants_v2(function.get_concrete_function())
 
 
@@ -82,10 +82,22 @@ def batches(
         for rows in epochs():
             for start in range(0, len(rows), batchsize):
                 batch = rows[start : start + batchsize]
-                yield array[batch].astype("float32"), labels[batch % len(labels)]
+                yield array[batch], labels[batch % len(labels)]
 
-    signature = tf.TensorSpec((None, *array.shape[1:]), tf.float32), tf.TensorSpec((None,), tf.int32)
-    return tf.data.Dataset.from_generator(generate, output_signature=signature).prefetch(2)
+    signature = tf.TensorSpec((None, *array.shape[1:]), array.dtype), tf.TensorSpec((None,), tf.int32)
+    dataset = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    # Cast here: NumPy takes many times longer for it.
+    return steady(dataset.map(lambda values, labels: (tf.cast(values, tf.float32), labels)))
+
+
+def steady(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns a dataset that prepares two batches ahead and does not tune itself.
+
+    Giving up an iterator that does takes up to seconds: its tuner has to come to an end first.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.prefetch(2).with_options(options)
 
 
 def stored(

@@ -276,7 +276,7 @@ def resize_photographs(settings: Settings, overview: pd.DataFrame) -> pd.DataFra
             return None
         try:
             with pictures.open_photograph(settings.raw / row.source) as photograph:
-                picture = to_rgb(photograph).resize((size, size), Image.Resampling.BILINEAR)
+                picture = pictures.square(photograph, size)
         except Exception as error:  # as in the scan
             return pictures.reason_of(error)
         with whole_file(target) as temporary:
@@ -457,8 +457,8 @@ def augment(picture: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 def batches(settings: Settings, table: pd.DataFrame, batchsize: int = 32) -> tf.data.Dataset:
     """Returns the pictures of a table in its order: batches (n, size, size, 3), float32, 0 to 255, with labels."""
     dataset = tf.data.Dataset.from_tensor_slices(_files(settings, table))
-    dataset = dataset.map(lambda *item: _read(*item, settings.image_size), num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.batch(batchsize).prefetch(2)
+    dataset = dataset.map(lambda *item: _read(*item, settings.image_size), num_parallel_calls=os.cpu_count())
+    return activations.steady(dataset.batch(batchsize))
 
 
 def training_batches(
@@ -481,10 +481,10 @@ def training_batches(
             picture, label = _read(tf.gather(paths, index), tf.gather(labels, index), settings.image_size)
             return (augment(picture, tf.random.fold_in(key, index)) if augmented else picture), label
 
-        dataset = tf.data.Dataset.from_tensor_slices(order).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = tf.data.Dataset.from_tensor_slices(order).map(load, num_parallel_calls=os.cpu_count())
         return dataset.batch(batchsize)
 
-    return tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of).prefetch(2)
+    return activations.steady(tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of))
 
 
 def view_batches(
@@ -505,8 +505,8 @@ def view_batches(
         key = tf.random.fold_in(tf.random.fold_in(tf.constant([settings.seed, 1], tf.int64), view), index)
         return (augment(picture, key) if augmented else picture), label
 
-    dataset = tf.data.Dataset.range(start, views * len(table)).map(load, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.batch(batchsize).prefetch(2)
+    dataset = tf.data.Dataset.range(start, views * len(table)).map(load, num_parallel_calls=os.cpu_count())
+    return activations.steady(dataset.batch(batchsize))
 
 
 def _shuffled(n: int, seed: int, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -683,7 +683,8 @@ class Inputs:
     """What `fit` trains and is fed with: a whole network and pixels, or its end and stored activations.
 
     `model` shares its layers with the whole network. `training` gives the batches from an epoch (from 0) on, `steps` of
-    them an epoch; `frozen` are the dropouts among layers that are not trained.
+    them an epoch; `frozen` are the dropouts among layers that are not trained. `light` says that a step takes less time
+    than Python between two of them.
     """
 
     model: keras.Model
@@ -692,6 +693,7 @@ class Inputs:
     test: tf.data.Dataset
     steps: int
     frozen: tuple[keras.layers.Dropout, ...]
+    light: bool = False
 
 
 def _inputs(
@@ -726,7 +728,7 @@ def _inputs(
     def stored(part: pd.DataFrame, name: str, dtype: str, views: int = 1, augmented: bool = False) -> np.ndarray:
         def compute(start: int) -> Iterator[list[np.ndarray]]:
             for pixels, _ in view_batches(settings, part, views, augmented, start):
-                yield [array.numpy() for array in answer()(pixels)]
+                yield [tf.cast(array, dtype).numpy() for array in answer()(pixels)]  # NumPy casts slowly
 
         photographs = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256)]))).hexdigest()
         key = network | {
@@ -756,8 +758,9 @@ def _inputs(
         labels = distinct.label.to_numpy("int32")
         return activations.batches(train, labels, lambda: map(rows_of, range(first, spec["epochs"])), batchsize)
 
+    light = not architecture.unfreeze_last
     end = keras.Model(outputs["cut" if architecture.unfreeze_last else "pooled"], model.output)
-    return Inputs(end, training, whole(splits.val, "val"), whole(splits.test, "test"), steps, frozen)
+    return Inputs(end, training, whole(splits.val, "val"), whole(splits.test, "test"), steps, frozen, light)
 
 
 def _fit(inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]:
@@ -767,7 +770,9 @@ def _fit(inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]
     jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA slows a CPU down many times
     optimizer = keras.optimizers.Adam(spec["learning_rate"])
     optimizer.build(model.trainable_variables)
-    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=jit_compile)
+    options = {"metrics": ["accuracy"], "jit_compile": jit_compile}
+    options |= {"steps_per_execution": inputs.steps if inputs.light else 1}
+    model.compile(optimizer, "sparse_categorical_crossentropy", **options)
     tf.get_logger().addFilter(is_news)
     process, memory = psutil.Process(), [psutil.Process().memory_info().rss]
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: memory.append(process.memory_info().rss))

@@ -86,6 +86,11 @@ def to_rgb(photograph: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def square(photograph: Image.Image, size: int) -> Image.Image:
+    """Returns a photograph as networks see it: `to_rgb`, size × size pixels, bilinear, its shape not kept."""
+    return to_rgb(photograph).resize((size, size), Image.Resampling.BILINEAR)
+
+
 def up_to_date(path: Path, sha256: str, size: int) -> bool:
     """Tells whether a JPEG is there, is size × size pixels and has its source's checksum as comment."""
     try:
