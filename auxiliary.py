@@ -46,7 +46,8 @@ import storage
 from figures import grad_cam, plot_comparison, plot_grad_cam, plot_mistakes, plot_pictures, plot_run, show  # noqa: F401
 from networks import CNN, ResumableStopping, Transfer, count, is_news, load_model, save_model
 from networks import layer_table as layer_table  # handed on to the notebooks
-from pictures import on_all_cores, one_line, to_rgb
+from pictures import on_all_cores, one_line
+from pictures import to_rgb as to_rgb
 from storage import REPOSITORY, Run, StudyError, append_row, file_sha256, read_table, short, whole_file, write_table
 
 # ── Settings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
