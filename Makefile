@@ -12,7 +12,7 @@ SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT STORE V
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data rebuild test soak lint notebooks sample readme report lock clean clean-cache bench verify efficiency extras
+.PHONY: help run full data rebuild test soak lint notebooks sample readme report lock clean clean-cache bench verify efficiency extras classify demo recipes
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,16 @@ report: $(READY) ## write build/report/report.html of all stored runs: ROOT=, an
 
 efficiency: $(READY) ## measure size, work and prediction time of all stored runs, with nothing else running: ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/measure_efficiency.py
+
+classify: $(READY) ## say what MODEL= sees in IMAGES="file folder '*.png'"; CSV= and JSON= write it down; ROOT= finds models
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/classify.py $(if $(CSV),--csv '$(CSV)') \
+		$(if $(JSON),--json '$(JSON)') $(if $(TOP),--top $(TOP)) '$(MODEL)' $(IMAGES)
+
+demo: $(EXTRAS) ## serve a page on this machine to try the models of ROOT= in a browser: PORT=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/demo.py $(if $(PORT),--port $(PORT))
+
+recipes: $(READY) ## compare training recipes over folds of your photographs (takes an hour and more): RAW= WEIGHTS= ROOT=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/compare_recipes.py $(RECIPES)
 
 verify: $(READY) ## check that stored models and predictions are what results.csv says: ROOT= RAW= RUNS="id …"
 	@$(ENVIRONMENT) $(BIN)/python scripts/verify.py $(RUNS)

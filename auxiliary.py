@@ -43,8 +43,18 @@ from tqdm.keras import TqdmCallback
 import activations
 import pictures
 import storage
-from figures import grad_cam, plot_comparison, plot_grad_cam, plot_mistakes, plot_pictures, plot_run, show  # noqa: F401
-from networks import CNN, ResumableStopping, Transfer, count, is_news, load_model, save_model
+from classification import classify, find_pictures  # noqa: F401 - handed on to the notebooks, as all of figures
+from figures import (  # noqa: F401  # noqa: F401
+    grad_cam,
+    plot_classified,
+    plot_comparison,
+    plot_grad_cam,
+    plot_mistakes,
+    plot_pictures,
+    plot_run,
+    show,
+)
+from networks import CNN, Recipe, ResumableStopping, Transfer, count, is_news, load_model, save_model
 from networks import layer_table as layer_table  # handed on to the notebooks
 from pictures import on_all_cores, one_line
 from pictures import to_rgb as to_rgb
@@ -281,7 +291,7 @@ def resize_photographs(settings: Settings, overview: pd.DataFrame) -> pd.DataFra
         except Exception as error:  # as in the scan
             return pictures.reason_of(error)
         with whole_file(target) as temporary:
-            picture.save(temporary, "JPEG", quality=90, comment=row.sha256)
+            picture.save(temporary, "JPEG", quality=pictures.JPEG_QUALITY, comment=row.sha256)
         return None
 
     plan["reason"] = on_all_cores(make, list(plan.itertuples()), "resize")
@@ -435,8 +445,8 @@ def balance(train: pd.DataFrame, how: str, seed: int) -> pd.DataFrame:
 AUGMENTATION = {"brightness": 0.1, "contrast": (0.8, 1.2), "saturation": (0.8, 1.2), "hue": 0.02, "crop": (0.85, 1.0)}
 
 
-def augment(picture: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Varies a picture: crop and resize, flips in both directions, hue, saturation, contrast, brightness.
+def augment(picture: tf.Tensor, seed: tf.Tensor, upright: bool = False) -> tf.Tensor:
+    """Varies a picture: crop and resize, flips (sideways only if `upright`), hue, saturation, contrast, brightness.
 
     `picture` is float32, (size, size, 3), from 0 to 255, and so is what is returned; `seed` is int, (2,).
     """
@@ -447,7 +457,7 @@ def augment(picture: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     picture = tf.image.stateless_random_crop(picture / 255, [edge, edge, 3], seeds[1])
     picture = tf.image.resize(picture, [size, size])
     picture = tf.image.stateless_random_flip_left_right(picture, seeds[2])
-    picture = tf.image.stateless_random_flip_up_down(picture, seeds[3])
+    picture = picture if upright else tf.image.stateless_random_flip_up_down(picture, seeds[3])
     picture = tf.image.stateless_random_hue(picture, AUGMENTATION["hue"], seeds[4])
     picture = tf.image.stateless_random_saturation(picture, *AUGMENTATION["saturation"], seeds[5])
     picture = tf.image.stateless_random_contrast(picture, *AUGMENTATION["contrast"], seeds[6])
@@ -463,7 +473,13 @@ def batches(settings: Settings, table: pd.DataFrame, batchsize: int = 32) -> tf.
 
 
 def training_batches(
-    settings: Settings, table: pd.DataFrame, epochs: range, batchsize: int = 32, augmented: bool = True, seed: int = 5
+    settings: Settings,
+    table: pd.DataFrame,
+    epochs: range,
+    batchsize: int = 32,
+    augmented: bool = True,
+    seed: int = 5,
+    upright: bool = False,
 ) -> tf.data.Dataset:
     """Returns the pictures of all epochs, one epoch after the other, each in an order and a variation of its own.
 
@@ -480,7 +496,7 @@ def training_batches(
 
         def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             picture, label = _read(tf.gather(paths, index), tf.gather(labels, index), settings.image_size)
-            return (augment(picture, tf.random.fold_in(key, index)) if augmented else picture), label
+            return (augment(picture, tf.random.fold_in(key, index), upright) if augmented else picture), label
 
         dataset = tf.data.Dataset.from_tensor_slices(order).map(load, num_parallel_calls=os.cpu_count())
         return dataset.batch(batchsize)
@@ -489,7 +505,13 @@ def training_batches(
 
 
 def view_batches(
-    settings: Settings, table: pd.DataFrame, views: int, augmented: bool, start: int = 0, batchsize: int = 32
+    settings: Settings,
+    table: pd.DataFrame,
+    views: int,
+    augmented: bool,
+    start: int = 0,
+    batchsize: int = 32,
+    upright: bool = False,
 ) -> tf.data.Dataset:
     """Returns all pictures of a table in a first view, then all in a second, and so on, from a row of that list on.
 
@@ -504,7 +526,7 @@ def view_batches(
         view, index = row // len(table), row % len(table)
         picture, label = _read(tf.gather(paths, index), tf.gather(labels, index), settings.image_size)
         key = tf.random.fold_in(tf.random.fold_in(tf.constant([settings.seed, 1], tf.int64), view), index)
-        return (augment(picture, key) if augmented else picture), label
+        return (augment(picture, key, upright) if augmented else picture), label
 
     dataset = tf.data.Dataset.range(start, views * len(table)).map(load, num_parallel_calls=os.cpu_count())
     return activations.steady(dataset.batch(batchsize))
@@ -554,6 +576,7 @@ def train(
     augmented: bool = True,
     continues: Run | None = None,
     repetition: int = 1,
+    recipe: Recipe = Recipe(),  # noqa: B008 - it cannot be changed
 ) -> Run:
     """Trains, judges and stores a run and appends its row to `results.csv`, unless it is finished already.
 
@@ -564,7 +587,7 @@ def train(
         settings: The settings.
         model_id: The run's name.
         architecture: What to build.
-        learning_rate: Adam's, constant.
+        learning_rate: Adam's, the highest if it changes.
         epochs: At the most; 0 judges the model as it is.
         initial_epoch: Epochs that count as done, by the run that this one continues.
         patience: Epochs without a lower validation loss after which training ends.
@@ -573,6 +596,7 @@ def train(
         augmented: Whether training pictures are varied, see `augment`.
         continues: The run whose stored model is the start; `architecture` then says which of its layers are trained.
         repetition: Tells runs apart that differ in nothing but chance; each has a seed of its own.
+        recipe: What is done otherwise than in the original study.
 
     Returns:
         The stored run; one without a folder where `ANIMALS10_ONLY` leaves it out or its ImageNet weights are missing.
@@ -586,6 +610,7 @@ def train(
     spec |= {"learning_rate": learning_rate, "epochs": epochs, "initial_epoch": initial_epoch, "patience": patience}
     spec |= {"class_balance": class_balance, "batchsize": batchsize, "augmented": augmented, "repetition": repetition}
     spec |= {"image_size": settings.image_size, "seed": settings.seed + repetition - 1, "data_sha256": splits.sha256}
+    spec |= {"recipe": asdict(recipe)} if recipe != Recipe() else {}
     weights, spec["weights"] = _weights(settings, architecture)
     if isinstance(architecture, Transfer):
         spec |= {"store": settings.store, "views": settings.views if augmented and settings.store != "off" else None}
@@ -648,7 +673,7 @@ def _execute(
         write_table(table, settings.data / BALANCES[spec["class_balance"]])  # for people to open
     inputs = _inputs(settings, splits, model, architecture, table, spec)
     clock["activations"] = time.perf_counter()
-    outcome, history = _fit(inputs, spec, work)
+    outcome, history = _fit(inputs, spec, table.label, work)
     clock["fit"] = time.perf_counter()
     predictions = predict_table(inputs.model, inputs.test, splits.test, splits.class_names)
     clock["predict"] = time.perf_counter()
@@ -706,6 +731,7 @@ def _inputs(
     spec: dict,
 ) -> Inputs:
     batchsize, seed, augmented = spec["batchsize"], spec["seed"], spec["augmented"]
+    upright = Recipe(**spec.get("recipe", {})).upright
     steps, transfer, frozen = -(-len(table) // batchsize), isinstance(architecture, Transfer), ()
     if transfer:
         layers = model.layers[: architecture.end(model) - architecture.unfreeze_last]
@@ -713,7 +739,8 @@ def _inputs(
     if not transfer or settings.store == "off":
 
         def training(epoch: int) -> tf.data.Dataset:
-            return training_batches(settings, table, range(epoch, spec["epochs"]), batchsize, augmented, seed)
+            epochs = range(epoch, spec["epochs"])
+            return training_batches(settings, table, epochs, batchsize, augmented, seed, upright)
 
         parts = [batches(settings, part) for part in (splits.val, splits.test)]
         return Inputs(model, training, *parts, steps, frozen)
@@ -728,14 +755,14 @@ def _inputs(
 
     def stored(part: pd.DataFrame, name: str, dtype: str, views: int = 1, augmented: bool = False) -> np.ndarray:
         def compute(start: int) -> Iterator[list[np.ndarray]]:
-            for pixels, _ in view_batches(settings, part, views, augmented, start):
+            for pixels, _ in view_batches(settings, part, views, augmented, start, upright=upright):
                 yield [tf.cast(array, dtype).numpy() for array in answer()(pixels)]  # NumPy casts slowly
 
         photographs = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256)]))).hexdigest()
         key = network | {
             "photographs": photographs,
             "views": views,
-            "augmentation": AUGMENTATION if augmented else None,
+            "augmentation": AUGMENTATION | ({"upright": True} if upright else {}) if augmented else None,
         }
         key |= {"seed": settings.seed if augmented else None}
         shapes = {name: output.shape[1:] for name, output in outputs.items()}
@@ -764,16 +791,14 @@ def _inputs(
     return Inputs(end, training, whole(splits.val, "val"), whole(splits.test, "test"), steps, frozen, light)
 
 
-def _fit(inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]:
+def _fit(inputs: Inputs, spec: Mapping, labels: pd.Series, work: Path) -> tuple[dict, pd.DataFrame]:
     """Trains a model in place; returns the figures of its training for `results.csv`, and its history."""
     first, model = spec["initial_epoch"], inputs.model
     epochs = min(spec["epochs"], first + (spec["max_epochs"] or spec["epochs"]))
     jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False  # XLA slows a CPU down many times
-    optimizer = keras.optimizers.Adam(spec["learning_rate"])
-    optimizer.build(model.trainable_variables)
-    options = {"metrics": ["accuracy"], "jit_compile": jit_compile}
-    options |= {"steps_per_execution": inputs.steps if inputs.light else 1}
-    model.compile(optimizer, "sparse_categorical_crossentropy", **options)
+    recipe, at_once = Recipe(**spec.get("recipe", {})), inputs.steps if inputs.light else 1
+    options = {"jit_compile": jit_compile, "steps_per_execution": at_once}
+    recipe.compile(model, spec["learning_rate"], inputs.steps * (epochs - first), **options)
     tf.get_logger().addFilter(is_news)
     process, memory = psutil.Process(), [psutil.Process().memory_info().rss]
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: memory.append(process.memory_info().rss))
@@ -781,6 +806,7 @@ def _fit(inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]
     start = min(stopping.next_epoch, epochs)
     bar = TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"], initial=start)
     options = {"epochs": epochs, "initial_epoch": start, "steps_per_epoch": inputs.steps, "shuffle": False}
+    options |= {"class_weight": recipe.weights_of(labels)}
     rates = [layer.rate for layer in inputs.frozen]
     for layer in inputs.frozen:  # frozen layers answer as they will when the model is used
         layer.rate = 0

@@ -15,7 +15,9 @@ import tensorflow as tf
 from IPython.display import display
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
+from classification import classify
 from networks import load_model
+from pictures import as_processed, open_photograph, to_rgb
 from storage import Run, StudyError
 
 # Okabe and Ito's colours, which people of all kinds of sight can tell apart.
@@ -279,6 +281,54 @@ def plot_grad_cam(run: Run, folder: Path, n: int = 3) -> plt.Figure:
     heading = f"{run.model_id}: where it looked, by Grad-CAM"
     figure.suptitle(heading)
     return _finished(figure, f"{heading}: {', '.join(titles)}")
+
+
+@STYLE
+def plot_classified(
+    model: keras.Model, class_names: Sequence[str], paths: Sequence[Path], top: int = 3, cam: bool = False
+) -> plt.Figure:
+    """Draws what a model says of pictures of any size: each beside its most probable classes.
+
+    Args:
+        model: Pixels to probabilities, as `load_model` returns it.
+        class_names: Of its outputs.
+        paths: Files; one that is no usable picture has the reason in its place.
+        top: How many classes.
+        cam: Whether to add where the model looked, by Grad-CAM for its first choice.
+    """
+    opinions = list(classify(model, class_names, paths))
+    columns = 3 if cam else 2
+    figure = plt.figure(figsize=(9.5, 1.75 * len(opinions) + 0.1), layout="constrained")
+    axes = figure.subplots(len(opinions), columns, squeeze=False, width_ratios=(1, 1, 1.6)[-columns:])
+    for line, opinion in zip(axes, opinions, strict=True):
+        for axis in line[:-1]:
+            axis.axis("off")
+        line[0].set_title(opinion.path.name[-40:], loc="left", fontsize=9)
+        if opinion.reason:
+            line[-1].axis("off")
+            line[0].text(0, 0.5, f"not classified: {opinion.reason}", va="center", fontsize=9)
+            continue
+        with open_photograph(opinion.path) as photograph:
+            shown, pixels = to_rgb(photograph), as_processed(photograph, model.input_shape[1])
+        shown.thumbnail((400, 400))
+        line[0].imshow(shown)
+        if cam:
+            line[1].imshow(pixels.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
+            line[1].imshow(grad_cam(model, pixels[None])[0], cmap="viridis", alpha=0.55, vmin=0, vmax=1)
+            line[1].set_title("where it looked", fontsize=9)
+        names, shares = zip(*opinion.top(top), strict=True)
+        bars = line[-1].barh(names, shares, color=[BLUE] + [GREY] * (len(names) - 1), height=0.6)
+        line[-1].bar_label(bars, [f"{100 * share:.1f} %" for share in shares], padding=4)
+        line[-1].set(xlim=(0, 1.18), xticks=[])
+        line[-1].invert_yaxis()
+        line[-1].spines[["top", "right", "bottom"]].set_visible(False)
+        line[-1].tick_params(left=False)
+    said = [f"{one.path.name}: {one.reason or _said(one.top(top))}" for one in opinions]
+    return _finished(figure, f"Classified pictures: {'; '.join(said)}")
+
+
+def _said(top: Sequence[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {100 * share:.1f} %" for name, share in top)
 
 
 # ── All runs ──────────────────────────────────────────────────────────────────────────────────────────────────────────

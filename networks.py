@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from sklearn.utils.class_weight import compute_class_weight
 
 import activations
 from storage import whole_file
@@ -111,6 +112,49 @@ def _head(x: keras.KerasTensor, architecture: CNN | Transfer, n_classes: int) ->
         x = keras.layers.Dropout(rate)(x) if rate else x
     # float32 also where the rest runs in float16: probabilities of many classes need the digits.
     return keras.layers.Dense(n_classes, activation="softmax", dtype="float32", name="probabilities")(x)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, where that differs from what the original study did; as it stands, it does not.
+
+    Attributes:
+        upright: Training pictures are mirrored, but never turned upside down.
+        class_weights: In the loss, all classes weigh the same, however many pictures they have.
+        label_smoothing: Probability that the truth spreads over all classes (C. Szegedy et al., arXiv:1512.00567).
+        cosine: The learning rate rises over the first tenth of all steps, and falls along half a cosine to zero
+            (I. Loshchilov and F. Hutter, arXiv:1608.03983); else it is constant.
+    """
+
+    upright: bool = False
+    class_weights: bool = False
+    label_smoothing: float = 0.0
+    cosine: bool = False
+
+    def compile(self, model: keras.Model, learning_rate: float, steps: int, **options) -> None:
+        """Compiles a model for so many steps in all with Adam, the cross-entropy and accuracy; labels are numbers."""
+        rate: float | keras.optimizers.schedules.LearningRateSchedule = learning_rate
+        if self.cosine:
+            rising = steps // 10
+            falling = max(steps - rising, 1)
+            rate = keras.optimizers.schedules.CosineDecay(0.0, falling, warmup_target=rate, warmup_steps=rising)
+        optimizer = keras.optimizers.Adam(rate)
+        optimizer.build(model.trainable_variables)
+        loss = "sparse_categorical_crossentropy"
+        if self.label_smoothing:
+
+            def loss(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+                truth = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), "int32"), probabilities.shape[-1])
+                return keras.losses.categorical_crossentropy(truth, probabilities, label_smoothing=self.label_smoothing)
+
+        model.compile(optimizer, loss, metrics=["accuracy"], **options)
+
+    def weights_of(self, labels: Sequence[int]) -> dict[int, float] | None:
+        """Returns what a picture of each class weighs in the loss, 1 on the average of all pictures, or None."""
+        if not self.class_weights:
+            return None
+        classes = np.unique(labels)
+        return dict(zip(map(int, classes), compute_class_weight("balanced", classes=classes, y=np.asarray(labels))))
 
 
 def layer_table(model: keras.Model) -> pd.DataFrame:

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import io
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +90,16 @@ def to_rgb(photograph: Image.Image) -> Image.Image:
 def square(photograph: Image.Image, size: int) -> Image.Image:
     """Returns a photograph as networks see it: `to_rgb`, size × size pixels, bilinear, its shape not kept."""
     return to_rgb(photograph).resize((size, size), Image.Resampling.BILINEAR)
+
+
+JPEG_QUALITY = 90  # of processed pictures
+
+
+def as_processed(photograph: Image.Image, size: int) -> np.ndarray:
+    """Returns a photograph's pixels as they are once notebook 01 has stored it: uint8, (size, size, 3)."""
+    with io.BytesIO() as file:
+        square(photograph, size).save(file, "JPEG", quality=JPEG_QUALITY)
+        return np.asarray(Image.open(file, formats=["JPEG"]))
 
 
 def up_to_date(path: Path, sha256: str, size: int) -> bool:

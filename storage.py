@@ -359,6 +359,13 @@ class Run:
         return self.path / name
 
 
+def stored_runs(root: Path) -> list[Run]:
+    """Returns the finished runs of a workspace, in the order in which they were trained."""
+    folders = [path.parent for path in (root / "models").glob("[!.]*/run.json")]
+    runs = [Run(folder.name.rsplit("-", 2)[0], folder) for folder in folders]
+    return sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:])
+
+
 def commit() -> str:
     """Returns the repository's commit, with `-dirty` where tracked files differ from it; nothing outside git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]

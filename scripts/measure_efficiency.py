@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import auxiliary as aux
+import storage
 from networks import efficiency
 
 
@@ -35,13 +36,6 @@ def measure(run: aux.Run, device: str, rounds: int = 30) -> dict:
     return found
 
 
-def stored_runs(root: Path) -> list[aux.Run]:
-    """Returns the finished runs of a workspace, in the order in which they were trained."""
-    folders = [path.parent for path in (root / "models").glob("[!.]*/run.json")]
-    runs = [aux.Run(folder.name.rsplit("-", 2)[0], folder) for folder in folders]
-    return sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:])
-
-
 def main() -> None:
     """Measures the runs of the workspace that the environment names (ANIMALS10_ROOT), a line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -49,7 +43,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     try:
         settings = aux.Settings.from_environment()
-        runs, device = stored_runs(settings.root), aux.use_device()
+        runs, device = storage.stored_runs(settings.root), aux.use_device()
         if not runs:
             raise aux.StudyError(f"There are no runs in {aux.short(settings.root / 'models')}: run a notebook first.")
         print(f"{'run':40} {'MB':>8} {'M mult-adds':>12} {'ms, 1':>8} {'ms, 32':>8}")

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from selenium import webdriver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import auxiliary as aux
+
+QUIET = "--headless=new --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+QUIET += "--disable-component-update --disable-sync --window-size=1400,900"
 
 
 @pytest.fixture
@@ -58,3 +62,20 @@ def as_nobody():
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o700)
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    names = ("chromium", "chromium-browser", "google-chrome")
+    binary, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("no browser here: install Debian's chromium and chromium-driver, or Chrome and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in [*QUIET.split(), f"--user-data-dir={tmp_path / 'browser'}"]:
+        options.add_argument(argument)
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # as root there is none to be had
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
+        yield browser

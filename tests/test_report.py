@@ -1,10 +1,7 @@
 import json
-import os
-import shutil
 
 import pytest
 import vl_convert
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
@@ -12,9 +9,6 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
 from scripts import report
-
-QUIET = "--headless=new --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-QUIET += "--disable-component-update --disable-sync --window-size=1400,900"
 
 
 @pytest.fixture
@@ -28,23 +22,6 @@ def workspace(settings):
     gone = published.record["row"] | {"model_id": "gone", "run_id": "gone-1", "time": "2026-01-01 00:00:00"}
     aux.append_row(settings.results, gone | {"accuracy": 0, "dataset": "other"}, aux.RESULT_COLUMNS)
     return settings
-
-
-@pytest.fixture
-def browser(tmp_path):
-    names = ("chromium", "chromium-browser", "google-chrome")
-    binary, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
-    if not (binary and driver):
-        pytest.skip("no browser here: install Debian's chromium and chromium-driver, or Chrome and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in [*QUIET.split(), f"--user-data-dir={tmp_path / 'browser'}"]:
-        options.add_argument(argument)
-    if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # as root there is none to be had
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
-        yield browser
 
 
 def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
