@@ -64,7 +64,7 @@ def test_the_command_goes_on_after_bad_files_and_its_status_tells(trained, draw,
 
 
 def test_the_figure_shows_every_file(trained, draw, tmp_path):
-    settings, run = trained
+    run = trained[1]
     bad = tmp_path / "bad.jpg"
     bad.write_text("a letter")
     paths = [draw(tmp_path / "a.png", (40, 200, 40)), bad]
