@@ -370,7 +370,8 @@ def plot_comparison(
         axis.plot([], [], "o-", color=GREY, linewidth=2, label="shown before")
     hollow = {"markerfacecolor": "none", "markeredgecolor": ORANGE, "markeredgewidth": 1.5, "markersize": 8}
     hollow |= {"zorder": 3, "label": "published: on all of Animals-10"}
-    axis.plot(table.accuracy_published, range(len(runs)), "D", linestyle="none", **hollow)
+    if table.accuracy_published.notna().any():
+        axis.plot(table.accuracy_published, range(len(runs)), "D", linestyle="none", **hollow)
     for n in classes:
         if limits[0] <= 1 / n <= limits[1]:
             axis.axvline(1 / n, color="black", linewidth=1, linestyle=":", label=f"chance, {n} classes: {1 / n:.2f}")
