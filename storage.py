@@ -4,6 +4,7 @@
 """
 
 import csv
+import difflib
 import errno
 import hashlib
 import io
@@ -357,6 +358,40 @@ class Run:
         if self.path is None:
             raise StudyError(f"{self.model_id} is not trained here: {self.why}")
         return self.path / name
+
+
+def find_model(root: Path, name: str) -> Path:
+    """Finds the `.keras` file of a model.
+
+    Args:
+        root: The workspace, whose finished runs lie in `models/`.
+        name: The path of a `.keras` file or of a run's folder, the name of such a folder in the workspace's `models/`,
+            or a `model_id`, which means the latest of its runs.
+
+    Raises:
+        StudyError: There is none; the message names the nearest.
+    """
+    given, models = Path(name).expanduser(), root / "models"
+    if name and given.is_file():
+        return given.resolve()
+    # A run is finished when `run.json` is in its folder, which is named <model_id>-<time>-<digest>.
+    folders = {path.parent.name: path.parent for path in models.glob("[!.]*/run.json")}
+    runs = [key for key in folders if name == key.rsplit("-", 2)[0]]
+    latest = max(runs, key=lambda key: key.rsplit("-", 2)[1], default=name)
+    folder = folders.get(latest, given.resolve() if name else None)
+    if folder and (folder / "model.keras").is_file():
+        return folder / "model.keras"
+    if folder and (folder / "run.json").is_file():
+        raise StudyError(f"{short(folder)} lacks its model.keras: restore it, or train that run again.")
+    if given.suffix == ".keras":
+        raise StudyError(f"There is no file {name}.")
+    where = f"in {short(models)}"
+    if not folders:
+        raise StudyError(f"There are no runs {where}: train some first, or name their workspace (ANIMALS10_ROOT).")
+    known = sorted({key.rsplit("-", 2)[0] for key in folders})
+    nearest = difflib.get_close_matches(name, [*known, *folders], n=3, cutoff=0.3)
+    there = f"the nearest are {', '.join(nearest)}" if nearest else f"there are {', '.join(known)}"
+    raise StudyError(f"{f'There is no model {name!r}' if name else 'No model is named'} {where}; {there}.")
 
 
 def commit() -> str:
