@@ -12,7 +12,7 @@ SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT STORE V
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data rebuild test soak lint notebooks sample readme report lock clean clean-cache bench verify efficiency extras classify demo recipes
+.PHONY: help run full data rebuild test soak lint notebooks sample readme report lock clean clean-cache bench verify efficiency extras classify demo recipes export
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench: $(READY) ## time the plain way and ours side by side on synthetic photogr
 
 sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Emoji)
 	@$(BIN)/python scripts/draw_sample.py
+
+export: $(EXTRAS) ## export a model, checked and timed: MODEL=<model_id, run or .keras file> FORMAT=litert,litert8,onnx ROOT=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/export.py $(if $(FORMAT),--format '$(FORMAT)') '$(MODEL)'
 
 extras: $(EXTRAS) ## install what make demo, make export and TensorBoard need beyond the rest
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
 import activations
-from storage import whole_file
+from storage import StudyError, whole_file
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,15 @@ class CNN:
     dropout: tuple[float, ...] = (0.3,)
 
     def build(self, n_classes: int, image_size: int = 224) -> keras.Model:
-        """Returns the untrained network, from pixels (0 to 255) to probabilities."""
+        """Returns the untrained network, from pixels (0 to 255) to probabilities; StudyError for too few pixels."""
+        edge = image_size
+        for pool_size in self.pool_sizes:
+            edge = (edge - 2) // pool_size
+        if edge < 1:
+            shrinking = f"{len(self.filters)} convolutions and poolings ({', '.join(map(str, self.pool_sizes))})"
+            raise StudyError(
+                f"Pictures of {image_size} pixels are too small for {shrinking}: set ANIMALS10_IMAGE_SIZE."
+            )
         inputs = keras.Input((image_size, image_size, 3), name="pixels")
         x = keras.layers.Rescaling(1 / 255)(inputs)
         for filters, pool_size in zip(self.filters, self.pool_sizes, strict=True):

@@ -4,6 +4,7 @@
 """
 
 import csv
+import difflib
 import errno
 import hashlib
 import io
@@ -364,6 +365,39 @@ def stored_runs(root: Path) -> list[Run]:
     folders = [path.parent for path in (root / "models").glob("[!.]*/run.json")]
     runs = [Run(folder.name.rsplit("-", 2)[0], folder) for folder in folders]
     return sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:])
+
+
+def find_model(root: Path, name: str) -> Path:
+    """Finds the `.keras` file of a model.
+
+    Args:
+        root: The workspace, whose finished runs lie in `models/`.
+        name: The path of a `.keras` file or of a run's folder, the name of such a folder in the workspace's `models/`,
+            or a `model_id`, which means the latest of its runs.
+
+    Raises:
+        StudyError: There is none; the message names the nearest.
+    """
+    given, models = Path(name).expanduser(), root / "models"
+    if name and given.is_file():
+        return given.resolve()
+    runs = stored_runs(root)
+    folders = {run.path.name: run.path for run in runs}
+    latest = [run.path.name for run in runs if run.model_id == name] or [name]
+    folder = folders.get(latest[-1], given.resolve() if name else None)
+    if folder and (folder / "model.keras").is_file():
+        return folder / "model.keras"
+    if folder and (folder / "run.json").is_file():
+        raise StudyError(f"{short(folder)} lacks its model.keras: restore it, or train that run again.")
+    if given.suffix == ".keras":
+        raise StudyError(f"There is no file {name}.")
+    where = f"in {short(models)}"
+    if not folders:
+        raise StudyError(f"There are no runs {where}: train some first, or name their workspace (ANIMALS10_ROOT).")
+    known = sorted({run.model_id for run in runs})
+    nearest = difflib.get_close_matches(name, [*known, *folders], n=3, cutoff=0.3)
+    there = f"the nearest are {', '.join(nearest)}" if nearest else f"there are {', '.join(known)}"
+    raise StudyError(f"{f'There is no model {name!r}' if name else 'No model is named'} {where}; {there}.")
 
 
 def commit() -> str:
