@@ -5,6 +5,8 @@ BIN := .venv/bin
 READY := .venv/ready
 EXTRAS := .venv/extras
 NOTEBOOKS := 01-preprocessing.ipynb 02-CNN-modeltraining.ipynb 03-transfer-learning.ipynb
+NBVAL := --nbval-lax --nbval-cell-timeout=1200
+WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Each setting that was given to make goes to the notebooks as ANIMALS10_<name>.
@@ -29,10 +31,12 @@ data: $(READY) ## download Animals-10 into data/raw-img
 rebuild: $(READY) ## write results.csv anew from the run.json of all finished runs; ROOT= names the workspace
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/rebuild_results.py
 
+test: export CUDA_VISIBLE_DEVICES := -1
 test: $(READY) ## test the module, and the notebooks against their stored outputs (nbval), in a temporary workspace
 	@workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
-		CUDA_VISIBLE_DEVICES=-1 ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace \
-		$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=1200 tests $(NOTEBOOKS)
+		export ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace && \
+		$(BIN)/python -m pytest $(NBVAL) $(firstword $(NOTEBOOKS)) && \
+		$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadscope $(wordlist 2,3,$(NOTEBOOKS)) tests
 
 soak: $(READY) ## try thousands of bad files, rows appended all at once, and kills (takes minutes)
 	@CUDA_VISIBLE_DEVICES=-1 $(BIN)/python scripts/soak.py

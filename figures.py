@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from IPython.display import display
+from matplotlib import font_manager
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from classification import classify
@@ -22,10 +23,16 @@ from storage import Run, StudyError
 
 # Okabe and Ito's colours, which people of all kinds of sight can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
-# Classes, past which the cells of a confusion matrix have room for one line only, and for none.
-SEVERAL, MANY = 12, 20
+# Classes, past which the cells of a confusion matrix have room for one line only, and for none; and its edge for names.
+SEVERAL, MANY, NAMELESS = 12, 20, 60
+# Names of classes may be written in any script: fonts that have more of them, where they are installed.
+SCRIPTS = {"Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "Yu Gothic", "Microsoft YaHei"}
+SCRIPTS |= {"Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS", "Segoe UI"}
+FONTS = ["DejaVu Sans", *sorted(SCRIPTS & set(font_manager.get_font_names()))]
 # A class may be called `$5$`, which is no formula.
-STYLE = plt.rc_context({"text.parse_math": False, "font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11})
+STYLE = plt.rc_context(
+    {"text.parse_math": False, "font.family": FONTS, "font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11}
+)
 
 
 def show(figure: plt.Figure, description: str = "") -> None:
@@ -90,7 +97,7 @@ def plot_run(run: Run) -> plt.Figure:
     """Draws a run's learning curves, with the epoch that was kept, and its confusion matrix over the test pictures.
 
     The matrix shows the share of each true class and the number of pictures; past 12 classes colour alone tells the
-    share, and past 20 there are no numbers.
+    share, past 20 there are no numbers, and past 60 no names.
     """
     row, history, predictions = run.record["row"], run.history, run.predictions
     trained = len(history) > 0
@@ -132,10 +139,13 @@ def _draw_matrix(axis: plt.Axes, names: Sequence[str], predictions: pd.DataFrame
     for text, share, count in zip(drawn.text_.flat, shares.flat, counts.flat, strict=True) if not many else ():
         label = f"{count}" if several else f"{100 * share:.0f} %\n{count}"
         text.set(text=label if count else "", color="white" if share > 0.7 else "black")  # mistakes stand out
+    if len(names) > NAMELESS:
+        axis.set(xticks=[], yticks=[])
     axis.tick_params(labelsize=np.clip(180 / len(names), 3, 9))
     title = "colour: share of each true class" + "; numbers: pictures" * (not many)
     title = title if several else "share of each true class, and how many pictures"
-    axis.set(title=title, ylabel="true", xlabel="predicted")
+    order = f", {len(names)} classes in alphabetical order" if len(names) > NAMELESS else ""
+    axis.set(title=title, ylabel=f"true{order}", xlabel=f"predicted{order}")
 
 
 def _mistakes(run: Run) -> pd.DataFrame:
@@ -374,7 +384,7 @@ def plot_comparison(
         axis.plot(table.accuracy_published, range(len(runs)), "D", linestyle="none", **hollow)
     for n in classes:
         if limits[0] <= 1 / n <= limits[1]:
-            axis.axvline(1 / n, color="black", linewidth=1, linestyle=":", label=f"chance, {n} classes: {1 / n:.2f}")
+            axis.axvline(1 / n, color="black", linewidth=1, linestyle=":", label=f"chance, {n} classes: {1 / n:.2g}")
     margin = 0.01 * (limits[1] - limits[0])  # for marks at the ends
     axis.set(ylim=(len(runs) - 0.5, -0.5), xlim=(limits[0] - margin, limits[1] + margin), xlabel="test accuracy")
     axis.set_yticks(range(len(runs)), names, fontsize=9)

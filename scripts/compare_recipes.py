@@ -44,7 +44,7 @@ class Plan:
     def train(self, settings: aux.Settings, title: str) -> aux.Run:
         """Trains the head and, from it, the layers."""
         options = {"class_balance": self.balance, "recipe": self.recipe, "patience": 5}
-        head = aux.Transfer("MobileNetV2", (self.units,), (self.dropout,))
+        head = aux.Transfer("MobileNetV2", (self.units,) * bool(self.units), (self.dropout,) * bool(self.units))
         run = aux.train(settings, f"{title}_head", head, learning_rate=self.rate, epochs=self.epochs, **options)
         if self.last:
             tuned = replace(head, unfreeze_last=self.last)
@@ -71,7 +71,11 @@ def ingredients() -> dict[str, Plan]:
         "+ label smoothing 0.1": replace(cosine, recipe=replace(cosine.recipe, label_smoothing=0.1)),
         "+ dropout 0.3": replace(cosine, dropout=0.3),
         "+ tuning rate 0.0003": replace(cosine, tuning_rate=3e-4),
+        "+ tuning rate 0.00003": replace(cosine, tuning_rate=3e-5),
         "+ mirror image, too": replace(cosine, mirrored=True),
+        "no hidden layer, upright": replace(upright, units=0, rate=2e-3, epochs=30),
+        "no hidden layer, tuned, cosine": replace(cosine, units=0, rate=2e-3, epochs=30),
+        "no hidden layer, tuned gently": replace(cosine, units=0, rate=2e-3, epochs=30, tuning_rate=3e-5),
     }
 
 
