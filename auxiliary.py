@@ -885,11 +885,12 @@ def compare_runs(first: Run, second: Run) -> dict[str, float]:
 
 
 def results_table(settings: Settings) -> pd.DataFrame:
-    """Returns `results.csv`, best accuracy first, with a column `standing`.
+    """Returns `results.csv`, best accuracy first, with a column `standing` and what `make efficiency` has measured.
 
     Among the runs on the same test pictures (`data_sha256`), `standing` is `best` for the most accurate, `not worse`
     for those that `compare_runs` cannot tell from it (p ≥ 0.05, without correction for their number), and empty for
-    others and for runs whose folders are not there.
+    others and for runs whose folders are not there. `model_mb`, `multiply_adds` (millions), `predict_ms` and `batch_ms`
+    (milliseconds a picture, asked alone and 32 at a time) are missing where they were not measured.
 
     Raises:
         StudyError: There are no results yet.
@@ -899,7 +900,8 @@ def results_table(settings: Settings) -> pd.DataFrame:
     table = read_table(settings.results).sort_values(["accuracy", "time"], ascending=[False, True], ignore_index=True)
     names = table.model_id + "-" + table.run_id
     runs = [Run(name, settings.root / "models" / name) for name in names]
-    table["standing"] = ""
+    table["standing"], columns = "", list(storage.EFFICIENCY)
+    table[columns] = pd.DataFrame([run.efficiency for run in runs], table.index, columns, float)
     for _, rows in table.groupby("data_sha256"):
         stored = [index for index in rows.index if (runs[index].path / "predictions.csv").exists()]
         for index in stored:
@@ -919,7 +921,7 @@ def published_table(settings: Settings) -> pd.DataFrame:
     """
     published = read_table(PUBLISHED).query(f"image_size == {settings.image_size}")
     key = ["image_size", "model_id", "learning_rate", "epochs", "repetition"]
-    none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "standing"])
+    none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "standing", *storage.EFFICIENCY])
     measured = results_table(settings) if settings.results.exists() else none
     measured = measured.sort_values("time").drop_duplicates(key, keep="last")
     table = published.merge(measured, "left", key, suffixes=("", "_measured"))

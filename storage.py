@@ -326,11 +326,13 @@ def _stored_rows(models: Path) -> Iterator[dict]:
 RUN_FILES = ("model.keras", "history.csv", "predictions.csv")
 
 
+EFFICIENCY = ("model_mb", "multiply_adds", "predict_ms", "batch_ms")  # see `networks.efficiency`
 @dataclass(frozen=True)
 class Run:
     """A run as it is stored in its folder, or one that is not there and the reason why.
 
-    Its folder, `path`, holds `run.json`, `history.csv`, `predictions.csv` and `model.keras`; None if it is not trained.
+    Its folder, `path`, holds `run.json`, `history.csv`, `predictions.csv`, `model.keras` and, after `make efficiency`,
+    `efficiency.json`; None if it is not trained.
     """
 
     model_id: str
@@ -354,6 +356,22 @@ class Run:
 
     def file(self, name: str) -> Path:
         """Returns the path of a file in the run's folder, or raises StudyError if the run is not trained."""
+    @property
+    def efficiency(self) -> dict:
+        """What it costs to keep and to ask, as `make efficiency` measured it; empty where that was not done.
+
+        Raises:
+            StudyError: The file is damaged.
+        """
+        file = self.file("efficiency.json")
+        if not file.exists():
+            return {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return {name: float(found[name]) for name in EFFICIENCY}
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"{file} is damaged ({type(error).__name__}: {error}): run `make efficiency`.") from None
+
         if self.path is None:
             raise StudyError(f"{self.model_id} is not trained here: {self.why}")
         return self.path / name

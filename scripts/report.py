@@ -30,22 +30,25 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 LOOKS = {HAND_BUILT: (BLUE, "circle"), "MobileNetV2": (ORANGE, "square"), "ResNet50V2": ("#009E73", "triangle-up")}
 LOOKS |= {"EfficientNetV2S": ("#CC79A7", "diamond")}
 COSTS = {"params": "parameters", "train_seconds": "training time in seconds"}
-COSTS |= {"predict_ms": "prediction time in milliseconds"}
+COSTS |= {"multiply_adds": "millions of multiply-adds a picture", "predict_ms": "prediction time in milliseconds"}
 INK = "currentColor"  # of the page: light or dark, without drawing anew
 MISTAKES = 12  # that a run's view lists
 
 # What a run's view says, by heading; what `run.json` knows beyond it is listed under Training.
 NETWORK = "type backbone filters pool_sizes dense_units dropout unfreeze_last freeze_batch_norm weights params "
 NETWORK += "trainable_params image_size continues"
-MEASURED = "accuracy accuracy_low accuracy_high precision recall f1_score acc_train acc_val n_test dataset predict_ms"
+MEASURED = "accuracy accuracy_low accuracy_high precision recall f1_score acc_train acc_val n_test dataset"
 ORIGIN = "time run_id device peak_memory_mb tensorflow keras commit data_sha256"
+EFFICIENCY = " ".join(aux.storage.EFFICIENCY)
 PUBLISHED = "accuracy precision recall f1_score acc_train acc_val params trainable_params time remark"
 
 LABELS = {"params": "parameters", "trainable_params": "of these trained", "batchsize": "batch size"}
 LABELS |= {"n_train": "pictures to train", "n_val": "pictures to choose", "n_test": "pictures to judge"}
 LABELS |= {"acc_train": "training accuracy", "acc_val": "validation accuracy", "f1_score": "F1", "time": "time (UTC)"}
 LABELS |= {"accuracy_low": "95 % interval from", "accuracy_high": "95 % interval to", "dataset": "data set"}
-LABELS |= {"train_seconds": "training time, s", "peak_memory_mb": "peak memory, MB", "predict_ms": "prediction, ms"}
+LABELS |= {"train_seconds": "training time, s", "peak_memory_mb": "peak memory, MB"}
+LABELS |= {"model_mb": "model file, MB", "multiply_adds": "multiply-adds a picture, millions"}
+LABELS |= {"predict_ms": "prediction of one picture, ms", "batch_ms": "prediction of 32 together, ms a picture"}
 LABELS |= {"data_sha256": "checksum of the data", "epochs": "epochs at most"}
 
 
@@ -53,7 +56,7 @@ def collect(settings: aux.Settings) -> pd.DataFrame:
     """Puts all stored runs and the published ones of their picture sizes into one table, best accuracy first.
 
     Returns:
-        The columns of `results.csv`, those of `data/published-results.csv` with the suffix `_published`, `verdict`,
+        Those of `aux.results_table`, those of `data/published-results.csv` with the suffix `_published`, `verdict`,
         `measured` (whether there is a run), `setting` (data set and weights, within which figures can be compared),
         `notebook`, `backbone` and `id`, which names the row in the page.
 
@@ -97,7 +100,7 @@ def details(settings: aux.Settings, row: Mapping, pictures: bool) -> dict:
     Raises:
         StudyError: A file of the run cannot be read.
     """
-    facts = {name: value for name, value in row.items() if name in aux.RESULT_COLUMNS or name == "predict_ms"}
+    facts = {name: value for name, value in row.items() if name in (*aux.RESULT_COLUMNS, *aux.storage.EFFICIENCY)}
     found = {"notes": [], "history": [], "matrix": [], "size": 0, "report": [], "mistakes": [], "wrong": 0}
     folder = settings.root / "models" / f"{row['model_id']}-{row['run_id']}"
     run = aux.Run(row["model_id"], folder)
@@ -123,7 +126,8 @@ def details(settings: aux.Settings, row: Mapping, pictures: bool) -> dict:
             ) from None
     if row["epochs_run"] == 0:
         found["notes"].append("It was judged as it was: no epoch was trained.")
-    groups = {"Network": NETWORK.split(), "Training": [], "Measured": MEASURED.split(), "Origin": ORIGIN.split()}
+    groups = {"Network": NETWORK.split(), "Training": [], "Measured": MEASURED.split()}
+    groups |= {"Efficiency": EFFICIENCY.split(), "Origin": ORIGIN.split()}
     placed = sum(groups.values(), ["model_id"])
     groups["Training"] = [name for name in facts if name not in placed]
     named = {title: {name: facts[name] for name in names if name in facts} for title, names in groups.items()}
