@@ -9,7 +9,6 @@ Mechanisms that know nothing of settings have modules of their own: `storage` (f
 Importing this module starts nothing, reads no environment variable and changes no global of TensorFlow.
 """
 
-import ast
 import difflib
 import hashlib
 import json
@@ -23,11 +22,10 @@ from datetime import UTC, datetime
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import filelock
 import keras
-import nbformat
 import numpy as np
 import pandas as pd
 import psutil
@@ -37,14 +35,12 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, classification_report, precision_recall_fscore_support
 from sklearn.model_selection import train_test_split
-from tqdm import tqdm
-from tqdm.keras import TqdmCallback
 
 import activations
 import pictures
 import storage
 from figures import grad_cam, plot_comparison, plot_grad_cam, plot_mistakes, plot_pictures, plot_run, show  # noqa: F401
-from networks import CNN, ResumableStopping, Transfer, count, is_news, load_model, save_model
+from networks import CNN, Progress, ResumableStopping, Transfer, count, if_installed, is_news, load_model, save_model
 from networks import layer_table as layer_table  # handed on to the notebooks
 from pictures import on_all_cores, one_line
 from pictures import to_rgb as to_rgb
@@ -73,6 +69,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         store: Precision in which the answers of frozen layers are kept on disk; `off` asks them anew in every epoch.
         views: Augmented views of each training photograph in that store; epochs take turns with them.
         deterministic: Whether a GPU must repeat itself to the last digit (slower; a CPU always does).
+        tensorboard: Whether each training writes a folder of `logs/` for TensorBoard.
     """
 
     root: Path
@@ -88,6 +85,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     store: Literal["float16", "float32", "off"] = "float16"
     views: int = pydantic.Field(4, ge=1, le=100)
     deterministic: bool = False
+    tensorboard: Annotated[bool, pydantic.AfterValidator(if_installed)] = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -154,12 +152,8 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 def model_ids() -> list[str]:
-    """Returns every `model_id` that the notebooks train, read from their cells: `aux.train(settings, "…", …)`."""
-    paths = [REPOSITORY / name for name in NOTEBOOKS if (REPOSITORY / name).exists()]
-    cells = [cell for path in paths for cell in nbformat.read(path, as_version=4).cells if "train(" in cell.source]
-    nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.walk(ast.parse(cell.source))]
-    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "train"]
-    return sorted({call.args[1].value for call in calls if len(call.args) > 1})
+    """Returns every `model_id` that the notebooks train."""
+    return sorted({model_id for model_id, *_ in storage.planned_runs(NOTEBOOKS)})
 
 
 def holds_photographs(folder: Path) -> bool:
@@ -648,7 +642,7 @@ def _execute(
         write_table(table, settings.data / BALANCES[spec["class_balance"]])  # for people to open
     inputs = _inputs(settings, splits, model, architecture, table, spec)
     clock["activations"] = time.perf_counter()
-    outcome, history = _fit(inputs, spec, work)
+    outcome, history = _fit(settings, inputs, spec, work)
     clock["fit"] = time.perf_counter()
     predictions = predict_table(inputs.model, inputs.test, splits.test, splits.class_names)
     clock["predict"] = time.perf_counter()
@@ -764,7 +758,7 @@ def _inputs(
     return Inputs(end, training, whole(splits.val, "val"), whole(splits.test, "test"), steps, frozen, light)
 
 
-def _fit(inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]:
+def _fit(settings: Settings, inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]:
     """Trains a model in place; returns the figures of its training for `results.csv`, and its history."""
     first, model = spec["initial_epoch"], inputs.model
     epochs = min(spec["epochs"], first + (spec["max_epochs"] or spec["epochs"]))
@@ -779,12 +773,18 @@ def _fit(inputs: Inputs, spec: Mapping, work: Path) -> tuple[dict, pd.DataFrame]
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: memory.append(process.memory_info().rss))
     stopping = ResumableStopping(work / "training.npz", spec["patience"], first)
     start = min(stopping.next_epoch, epochs)
-    bar = TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"], initial=start)
+    planned = [run for run in storage.planned_runs(NOTEBOOKS) if not settings.only or run[0] in settings.only]
+    run = tuple(spec[name] for name in storage.RUN_KEY)
+    place = f"[{planned.index(run) + 1}/{len(planned)}] " if run in planned else ""  # not of a reader's own cells
+    bar = Progress(place + spec["model_id"], range(start, epochs), inputs.steps)
     options = {"epochs": epochs, "initial_epoch": start, "steps_per_epoch": inputs.steps, "shuffle": False}
     rates = [layer.rate for layer in inputs.frozen]
     for layer in inputs.frozen:  # frozen layers answer as they will when the model is used
         layer.rate = 0
     options |= {"callbacks": [stopping, watch, bar], "verbose": 0}
+    if settings.tensorboard:
+        logs = settings.root / "logs" / f"{spec['model_id']}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        options["callbacks"].append(keras.callbacks.TensorBoard(logs, write_graph=False))
     if start < epochs:
         model.fit(inputs.training(start), validation_data=inputs.validation, **options)
     else:  # there is nothing to train, or a kill came after the last epoch

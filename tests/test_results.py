@@ -14,7 +14,10 @@ def test_the_published_runs_are_all_there():
     runs = PUBLISHED.query("image_size == 224")
     assert runs.notebook.value_counts().to_dict() == {"02": 27, "03": 15}
     assert runs.loc[runs.accuracy.idxmax(), ["model_id", "accuracy"]].tolist() == ["effnet2S_small_finetune", 0.976699]
-    assert set(PUBLISHED.model_id.where(PUBLISHED.image_size == 224).dropna()) <= set(aux.model_ids())
+    planned = aux.storage.planned_runs(aux.NOTEBOOKS)
+    assert planned[0][0] == runs.model_id.iloc[0] and planned[-1][0] == "mobnet2_dense256_finetune25"
+    assert set(planned[:-1]) == set(runs[list(aux.storage.RUN_KEY)].itertuples(index=False, name=None))
+    assert len(set(planned)) == len(planned) == 43
 
 
 def cells(values: str, number) -> tuple:
