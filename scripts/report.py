@@ -30,7 +30,7 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 LOOKS = {HAND_BUILT: (BLUE, "circle"), "MobileNetV2": (ORANGE, "square"), "ResNet50V2": ("#009E73", "triangle-up")}
 LOOKS |= {"EfficientNetV2S": ("#CC79A7", "diamond")}
 COSTS = {"params": "parameters", "train_seconds": "training time in seconds"}
-COSTS |= {"multiply_adds": "millions of multiply-adds a picture", "predict_ms": "prediction time in milliseconds"}
+COSTS |= {"multiply_adds": "multiply-adds a picture, in millions", "predict_ms": "prediction time in milliseconds"}
 INK = "currentColor"  # of the page: light or dark, without drawing anew
 MISTAKES = 12  # that a run's view lists
 
@@ -246,10 +246,21 @@ def confusion() -> alt.LayerChart:
     return (cells + counts).properties(description=described)
 
 
-def cost(name: str, backbones: list[str]) -> alt.LayerChart:
-    """Draws accuracy with its 95 % interval against a cost, and the Pareto front within each setting."""
+def decade(values: list[float]) -> list[float]:
+    """Returns what a logarithmic scale must hold at least: ten times its beginning, lest equal costs look different."""
+    low, high = min(values), max(values)
+    middle = (low * high) ** 0.5
+    return [min(low, middle / 10**0.5), max(high, middle * 10**0.5)]
+
+
+def cost(name: str, backbones: list[str], span: list[float] | None = None) -> alt.LayerChart:
+    """Draws accuracy with its 95 % interval against a cost, and the Pareto front within each setting.
+
+    `span` is what the scale of the cost holds at least.
+    """
     chart = alt.Chart(ROWS).transform_filter(f"isValid(datum.{name}) && datum.{name} > 0")
-    x = alt.X(f"{name}:Q", title=COSTS[name], scale=alt.Scale(type="log", nice=False, padding=14))
+    domain = {"domain": {"unionWith": span}} if span else {}
+    x = alt.X(f"{name}:Q", title=COSTS[name], scale=alt.Scale(type="log", nice=False, padding=14, **domain))
     x = x.axis(format="~s" if name == "params" else "~g", tickCount=5, labelOverlap=True)
     y = alt.Y("accuracy:Q", title="test accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".2f"))
     looks = [LOOKS.get(backbone, ("#888888", "cross")) for backbone in backbones]
@@ -292,7 +303,9 @@ def render(settings: aux.Settings, pictures: bool = False) -> str:
     done = [row for row in rows if row["measured"]]
     costs = [name for name in COSTS if any(row.get(name) for row in done)]
     charts = {name: curve(name) for name in CURVES} | {"confusion": confusion()}
-    charts |= {name: cost(name, sorted({row["backbone"] for row in done}, key=_place)) for name in costs}
+    backbones = sorted({row["backbone"] for row in done}, key=_place)
+    spans = {name: decade([row[name] for row in done if row.get(name)]) for name in costs}
+    charts |= {name: cost(name, backbones, spans[name]) for name in costs}
     names = {"run": "model_id", "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     names |= {name: name for name in ("id", "backbone", "setting", *costs)}
     points = [{"href": f"#{row['id']}"} | {new: row[old] for new, old in names.items()} for row in done]
@@ -311,7 +324,7 @@ def render(settings: aux.Settings, pictures: bool = False) -> str:
         filters={
             name: sorted({row[name] or "" for row in rows} - {""}) for name in ("notebook", "backbone", "dataset")
         },
-        root=aux.short(settings.root),
+        root="" if settings.root == aux.REPOSITORY else aux.short(settings.root),
         vega=vl_convert.javascript_bundle(vl_version=VEGA_LITE),
         tables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
         tables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
@@ -325,7 +338,8 @@ def _origin(row: Mapping) -> tuple[str, str]:
     network = row["details"]["facts"].get("Network", {})
     if network.get("type", "CNN" if row["weights"] == "none" else "") == "CNN":
         return "02", HAND_BUILT
-    return "03", network.get("backbone", "unknown")
+    told, is_file, _ = str(row["weights"]).partition(".weights.h5")
+    return "03", network.get("backbone") or (told if is_file else "unknown")
 
 
 def _place(backbone: str) -> int:

@@ -178,7 +178,8 @@ def test_the_pareto_front():
         {"run": run, "params": params, "accuracy": accuracy, "low": 0.1, "high": 1, "setting": "s", "backbone": "x"}
         for run, (params, accuracy) in values.items()
     ]
-    chart = report.cost("params", ["x"]).to_dict() | {"datasets": {"rows": rows}, "width": 300}
+    assert report.decade([299.7, 299.8]) == pytest.approx([94.8, 948], rel=1e-3) and report.decade([2, 90]) == [2, 90]
+    chart = report.cost("params", ["x"], [1, 10]).to_dict() | {"datasets": {"rows": rows}, "width": 300}
     drawn = vl_convert.vegalite_to_vega(json.dumps(chart), vl_version=report.VEGA_LITE)
     svg = vl_convert.vega_to_svg(drawn)
     assert svg.count('stroke-width="1.4"') == 3
