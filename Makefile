@@ -44,7 +44,7 @@ notebooks: $(READY) ## run the notebooks on the sample and store their outputs i
 	@rm -rf build/notebooks
 	@ANIMALS10_PROFILE=sample ANIMALS10_ROOT=build/notebooks $(BIN)/python scripts/run_notebooks.py --store
 
-readme: $(READY) ## write the results table of README from results.csv and data/published-results.csv
+readme: $(READY) ## write picture and table of README from results.csv and data/published-results.csv
 	@$(BIN)/python scripts/readme_table.py --write
 
 report: $(READY) ## write build/report/report.html of all stored runs: ROOT=, and PICTURES=1 to embed mistaken pictures

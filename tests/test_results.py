@@ -70,7 +70,11 @@ def test_published_and_measured_are_joined_run_by_run(tmp_path):
 
 def test_readme_shows_what_the_tables_hold():
     text = readme_table.README.read_text(encoding="utf-8")
-    assert readme_table.insert(text) == text
+    assert readme_table.insert(text) == text, "run `make readme`"
+    # Drawn elsewhere, a line may lie a hair's breadth off: the picture names the figures that it was drawn from.
+    picture = readme_table.PICTURE.read_text(encoding="utf-8")
+    assert readme_table.drawn_from(picture) == readme_table.figures_of(readme_table.joined()), "run `make readme`"
+    assert str(readme_table.PICTURE.relative_to(aux.REPOSITORY)) in text
 
 
 def test_layers_as_latex():
