@@ -10,7 +10,7 @@ WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Each setting that was given to make goes to the notebooks as ANIMALS10_<name>.
-SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT STORE VIEWS DETERMINISTIC
+SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT STORE VIEWS DETERMINISTIC TENSORBOARD
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
 .DEFAULT_GOAL := help
@@ -48,7 +48,7 @@ notebooks: $(READY) ## run the notebooks on the sample and store their outputs i
 	@rm -rf build/notebooks
 	@ANIMALS10_PROFILE=sample ANIMALS10_ROOT=build/notebooks $(BIN)/python scripts/run_notebooks.py --store
 
-readme: $(READY) ## write the results table of README from results.csv and data/published-results.csv
+readme: $(READY) ## write picture and table of README from results.csv and data/published-results.csv
 	@$(BIN)/python scripts/readme_table.py --write
 
 report: $(READY) ## write build/report/report.html of all stored runs: ROOT=, and PICTURES=1 to embed mistaken pictures

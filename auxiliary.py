@@ -9,7 +9,6 @@ Mechanisms that know nothing of settings have modules of their own: `storage` (f
 Importing this module starts nothing, reads no environment variable and changes no global of TensorFlow.
 """
 
-import ast
 import difflib
 import hashlib
 import json
@@ -23,11 +22,10 @@ from datetime import UTC, datetime
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import filelock
 import keras
-import nbformat
 import numpy as np
 import pandas as pd
 import psutil
@@ -35,15 +33,13 @@ import pydantic
 import tensorflow as tf
 from PIL import Image
 from sklearn.model_selection import train_test_split
-from tqdm import tqdm
-from tqdm.keras import TqdmCallback
 
 import activations
 import pictures
 import storage
 from classification import classify, find_pictures  # noqa: F401 - handed on to the notebooks, as all of figures
 from evaluation import compare_runs, metrics, parameter_table, predict_table, reports  # noqa: F401
-from figures import (  # noqa: F401  # noqa: F401
+from figures import (  # noqa: F401
     grad_cam,
     plot_classified,
     plot_comparison,
@@ -53,8 +49,9 @@ from figures import (  # noqa: F401  # noqa: F401
     plot_run,
     show,
 )
-from networks import CNN, Recipe, ResumableStopping, Transfer, count, is_news, load_model, save_model
+from networks import CNN, Progress, Recipe, ResumableStopping, Transfer, count, if_installed, is_news, load_model
 from networks import layer_table as layer_table  # handed on to the notebooks
+from networks import save_model as save_model
 from pictures import on_all_cores, one_line
 from pictures import to_rgb as to_rgb
 from storage import REPOSITORY, Run, StudyError, append_row, file_sha256, read_table, short, whole_file, write_table
@@ -82,6 +79,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         store: Precision in which the answers of frozen layers are kept on disk; `off` asks them anew in every epoch.
         views: Augmented views of each training photograph in that store; epochs take turns with them.
         deterministic: Whether a GPU must repeat itself to the last digit (slower; a CPU always does).
+        tensorboard: Whether each training writes a folder of `logs/` for TensorBoard.
     """
 
     root: Path
@@ -97,6 +95,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     store: Literal["float16", "float32", "off"] = "float16"
     views: int = pydantic.Field(4, ge=1, le=100)
     deterministic: bool = False
+    tensorboard: Annotated[bool, pydantic.AfterValidator(if_installed)] = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -163,12 +162,8 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 def model_ids() -> list[str]:
-    """Returns every `model_id` that the notebooks train, read from their cells: `aux.train(settings, "…", …)`."""
-    paths = [REPOSITORY / name for name in NOTEBOOKS if (REPOSITORY / name).exists()]
-    cells = [cell for path in paths for cell in nbformat.read(path, as_version=4).cells if "train(" in cell.source]
-    nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.walk(ast.parse(cell.source))]
-    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "train"]
-    return sorted({call.args[1].value for call in calls if len(call.args) > 1})
+    """Returns every `model_id` that the notebooks train."""
+    return sorted({model_id for model_id, *_ in storage.planned_runs(NOTEBOOKS)})
 
 
 def holds_photographs(folder: Path) -> bool:
@@ -672,7 +667,7 @@ def _execute(
         write_table(table, settings.data / BALANCES[spec["class_balance"]])  # for people to open
     inputs = _inputs(settings, splits, model, architecture, table, spec)
     clock["activations"] = time.perf_counter()
-    outcome, history = _fit(inputs, spec, table.label, work)
+    outcome, history = _fit(settings, inputs, spec, table.label, work)
     clock["fit"] = time.perf_counter()
     predictions = predict_table(inputs.model, inputs.test, splits.test, splits.class_names)
     clock["predict"] = time.perf_counter()
@@ -790,7 +785,7 @@ def _inputs(
     return Inputs(end, training, whole(splits.val, "val"), whole(splits.test, "test"), steps, frozen, light)
 
 
-def _fit(inputs: Inputs, spec: Mapping, labels: pd.Series, work: Path) -> tuple[dict, pd.DataFrame]:
+def _fit(settings: Settings, inputs: Inputs, spec: Mapping, labels: pd.Series, work: Path) -> tuple[dict, pd.DataFrame]:
     """Trains a model in place; returns the figures of its training for `results.csv`, and its history."""
     first, model = spec["initial_epoch"], inputs.model
     epochs = min(spec["epochs"], first + (spec["max_epochs"] or spec["epochs"]))
@@ -803,13 +798,19 @@ def _fit(inputs: Inputs, spec: Mapping, labels: pd.Series, work: Path) -> tuple[
     watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: memory.append(process.memory_info().rss))
     stopping = ResumableStopping(work / "training.npz", spec["patience"], first)
     start = min(stopping.next_epoch, epochs)
-    bar = TqdmCallback(verbose=0, tqdm_class=tqdm, desc=spec["model_id"], initial=start)
+    planned = [run for run in storage.planned_runs(NOTEBOOKS) if not settings.only or run[0] in settings.only]
+    run = tuple(spec[name] for name in storage.RUN_KEY)
+    place = f"[{planned.index(run) + 1}/{len(planned)}] " if run in planned else ""  # not of a reader's own cells
+    bar = Progress(place + spec["model_id"], range(start, epochs), inputs.steps)
     options = {"epochs": epochs, "initial_epoch": start, "steps_per_epoch": inputs.steps, "shuffle": False}
     options |= {"class_weight": recipe.weights_of(labels)}
     rates = [layer.rate for layer in inputs.frozen]
     for layer in inputs.frozen:  # frozen layers answer as they will when the model is used
         layer.rate = 0
     options |= {"callbacks": [stopping, watch, bar], "verbose": 0}
+    if settings.tensorboard:
+        logs = settings.root / "logs" / f"{spec['model_id']}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        options["callbacks"].append(keras.callbacks.TensorBoard(logs, write_graph=False))
     if start < epochs:
         model.fit(inputs.training(start), validation_data=inputs.validation, **options)
     else:  # there is nothing to train, or a kill came after the last epoch
@@ -849,11 +850,12 @@ def environment() -> dict:
 
 
 def results_table(settings: Settings) -> pd.DataFrame:
-    """Returns `results.csv`, best accuracy first, with a column `standing`.
+    """Returns `results.csv`, best accuracy first, with a column `standing` and what `make efficiency` has measured.
 
     Among the runs on the same test pictures (`data_sha256`), `standing` is `best` for the most accurate, `not worse`
     for those that `compare_runs` cannot tell from it (p ≥ 0.05, without correction for their number), and empty for
-    others and for runs whose folders are not there.
+    others and for runs whose folders are not there. `model_mb`, `multiply_adds` (millions), `predict_ms` and `batch_ms`
+    (milliseconds a picture, asked alone and 32 at a time) are missing where they were not measured.
 
     Raises:
         StudyError: There are no results yet.
@@ -863,7 +865,8 @@ def results_table(settings: Settings) -> pd.DataFrame:
     table = read_table(settings.results).sort_values(["accuracy", "time"], ascending=[False, True], ignore_index=True)
     names = table.model_id + "-" + table.run_id
     runs = [Run(name, settings.root / "models" / name) for name in names]
-    table["standing"] = ""
+    table["standing"], columns = "", list(storage.EFFICIENCY)
+    table[columns] = pd.DataFrame([run.efficiency for run in runs], table.index, columns, float)
     for _, rows in table.groupby("data_sha256"):
         stored = [index for index in rows.index if (runs[index].path / "predictions.csv").exists()]
         for index in stored:
@@ -891,7 +894,7 @@ def published_table(settings: Settings) -> pd.DataFrame:
     """
     published = published_runs(settings).query(f"image_size == {settings.image_size}")
     key = ["image_size", "model_id", "learning_rate", "epochs", "repetition"]
-    none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "standing"])
+    none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "standing", *storage.EFFICIENCY])
     measured = results_table(settings) if settings.results.exists() else none
     measured = measured.sort_values("time").drop_duplicates(key, keep="last")
     table = published.merge(measured, "left", key, suffixes=("", "_measured"))

@@ -3,8 +3,11 @@
 `auxiliary` hands on what notebooks need of it. Nothing here knows of photographs, tables or settings.
 """
 
+import importlib.util
 import json
 import logging
+import os
+import sys
 import time
 import zipfile
 from collections.abc import Sequence
@@ -15,7 +18,9 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from IPython import get_ipython
 from sklearn.utils.class_weight import compute_class_weight
+from tqdm import tqdm
 
 import activations
 from storage import StudyError, whole_file
@@ -310,3 +315,48 @@ class ResumableStopping(keras.callbacks.EarlyStopping):
 
     def _variables(self) -> list[keras.Variable]:
         return self.model.variables + self.model.optimizer.variables
+
+
+def if_installed(wanted: bool) -> bool:
+    """Returns a setting as it is; raises ValueError if TensorBoard is wanted and is not installed."""
+    if wanted and not importlib.util.find_spec("tensorboard"):
+        raise ValueError("TensorBoard is not installed; `make extras` installs it")
+    return wanted
+
+
+def unwatched() -> bool:
+    """Tells whether nobody sees a bar move: in CI, or where there is neither a terminal nor a notebook."""
+    told = os.environ.get("CI") or os.environ.get("TQDM_DISABLE")  # tqdm's own word for it
+    return bool(told) or not (get_ipython() or sys.stderr.isatty())
+
+
+class Progress(keras.callbacks.Callback):
+    """Shows in one line which run is trained, its epoch, its accuracy, and how long it takes at most."""
+
+    def __init__(self, title: str, epochs: range, steps: int):
+        """Takes what the line begins with, the epochs that are to come (from 0), and the steps of each."""
+        super().__init__()
+        self.title, self.epochs, self.steps, self.accuracy = title, epochs, steps, ""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Draws the line."""
+        look = {"bar_format": "{desc}  {remaining} left at most", "smoothing": 0, "disable": unwatched()}
+        self.bar = tqdm(total=self.steps * len(self.epochs), desc=self.title, **look)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Shows the number of the epoch."""
+        self.bar.set_description_str(f"{self.title}  epoch {epoch + 1}/{self.epochs.stop}{self.accuracy}")
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Counts steps; there may be many between two calls."""
+        self.bar.update(batch + 1 - self.bar.n % self.steps)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Shows the accuracy on the validation pictures."""
+        self.accuracy = f"  val accuracy {logs['val_accuracy']:.2f}"
+        self.on_epoch_begin(epoch)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Shows how long it took."""
+        self.bar.bar_format = "{desc}  took {elapsed}"
+        self.bar.close()

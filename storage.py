@@ -3,6 +3,7 @@
 `auxiliary` hands on what notebooks need of it. Nothing here knows of pictures, models or settings.
 """
 
+import ast
 import csv
 import difflib
 import errno
@@ -17,9 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import filelock
+import nbformat
 import pandas as pd
 import psutil
 
@@ -325,13 +328,15 @@ def _stored_rows(models: Path) -> Iterator[dict]:
 
 
 RUN_FILES = ("model.keras", "history.csv", "predictions.csv")
+EFFICIENCY = ("model_mb", "multiply_adds", "predict_ms", "batch_ms")  # see `networks.efficiency`
 
 
 @dataclass(frozen=True)
 class Run:
     """A run as it is stored in its folder, or one that is not there and the reason why.
 
-    Its folder, `path`, holds `run.json`, `history.csv`, `predictions.csv` and `model.keras`; None if it is not trained.
+    Its folder, `path`, holds `run.json`, `history.csv`, `predictions.csv`, `model.keras` and, after `make efficiency`,
+    `efficiency.json`; None if it is not trained.
     """
 
     model_id: str
@@ -352,6 +357,22 @@ class Run:
     def predictions(self) -> pd.DataFrame:
         """One row a test picture: `relpath`, `category`, `predicted`, `confidence`, and `p_<class>` for each class."""
         return read_table(self.file("predictions.csv"))
+
+    @property
+    def efficiency(self) -> dict:
+        """What it costs to keep and to ask, as `make efficiency` measured it; empty where that was not done.
+
+        Raises:
+            StudyError: The file is damaged.
+        """
+        file = self.file("efficiency.json")
+        if not file.exists():
+            return {}
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return {name: float(found[name]) for name in EFFICIENCY}
+        except (ValueError, KeyError, TypeError) as error:
+            raise StudyError(f"{file} is damaged ({type(error).__name__}: {error}): run `make efficiency`.") from None
 
     def file(self, name: str) -> Path:
         """Returns the path of a file in the run's folder, or raises StudyError if the run is not trained."""
@@ -398,6 +419,28 @@ def find_model(root: Path, name: str) -> Path:
     nearest = difflib.get_close_matches(name, [*known, *folders], n=3, cutoff=0.3)
     there = f"the nearest are {', '.join(nearest)}" if nearest else f"there are {', '.join(known)}"
     raise StudyError(f"{f'There is no model {name!r}' if name else 'No model is named'} {where}; {there}.")
+
+
+RUN_KEY = ("model_id", "learning_rate", "epochs", "repetition")  # by which the runs of the notebooks differ
+
+
+@cache
+def planned_runs(notebooks: tuple[str, ...]) -> list[tuple]:
+    """Returns `RUN_KEY` of all runs that notebooks train, in the order of their cells.
+
+    They are read from the calls `aux.train(settings, "…", …)`; what is no plain number there is None. A notebook
+    that is not in the repository has no runs.
+    """
+    paths = [REPOSITORY / name for name in notebooks if (REPOSITORY / name).exists()]
+    cells = [cell for path in paths for cell in nbformat.read(path, as_version=4).cells if "train(" in cell.source]
+    nodes = [node for cell in cells if cell.cell_type == "code" for node in ast.walk(ast.parse(cell.source))]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "train"]
+    runs = []
+    for call in (call for call in calls if len(call.args) > 1):
+        given = {word.arg: getattr(word.value, "value", None) for word in call.keywords}
+        given = {"model_id": call.args[1].value, "repetition": 1} | given
+        runs.append(tuple(map(given.get, RUN_KEY)))
+    return runs
 
 
 def commit() -> str:

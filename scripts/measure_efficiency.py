@@ -52,6 +52,7 @@ def main() -> None:
             figures = f"{found['model_mb']:8.1f} {found['multiply_adds']:12.1f} {found['predict_ms']:8.2f}"
             print(f"{run.model_id:40} {figures} {found['batch_ms']:8.2f}", flush=True)
             aux.keras.backend.clear_session()
+        print("Each is kept in its run's efficiency.json: `make report` and aux.results_table show them.")
     except aux.StudyError as error:
         sys.exit(str(error))
 

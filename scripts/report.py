@@ -30,22 +30,25 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 LOOKS = {HAND_BUILT: (BLUE, "circle"), "MobileNetV2": (ORANGE, "square"), "ResNet50V2": ("#009E73", "triangle-up")}
 LOOKS |= {"EfficientNetV2S": ("#CC79A7", "diamond")}
 COSTS = {"params": "parameters", "train_seconds": "training time in seconds"}
-COSTS |= {"predict_ms": "prediction time in milliseconds"}
+COSTS |= {"multiply_adds": "multiply-adds a picture, in millions", "predict_ms": "prediction time in milliseconds"}
 INK = "currentColor"  # of the page: light or dark, without drawing anew
 MISTAKES = 12  # that a run's view lists
 
 # What a run's view says, by heading; what `run.json` knows beyond it is listed under Training.
 NETWORK = "type backbone filters pool_sizes dense_units dropout unfreeze_last freeze_batch_norm weights params "
 NETWORK += "trainable_params image_size continues"
-MEASURED = "accuracy accuracy_low accuracy_high precision recall f1_score acc_train acc_val n_test dataset predict_ms"
+MEASURED = "accuracy accuracy_low accuracy_high precision recall f1_score acc_train acc_val n_test dataset"
 ORIGIN = "time run_id device peak_memory_mb tensorflow keras commit data_sha256"
+EFFICIENCY = " ".join(aux.storage.EFFICIENCY)
 PUBLISHED = "accuracy precision recall f1_score acc_train acc_val params trainable_params time remark"
 
 LABELS = {"params": "parameters", "trainable_params": "of these trained", "batchsize": "batch size"}
 LABELS |= {"n_train": "pictures to train", "n_val": "pictures to choose", "n_test": "pictures to judge"}
 LABELS |= {"acc_train": "training accuracy", "acc_val": "validation accuracy", "f1_score": "F1", "time": "time (UTC)"}
 LABELS |= {"accuracy_low": "95 % interval from", "accuracy_high": "95 % interval to", "dataset": "data set"}
-LABELS |= {"train_seconds": "training time, s", "peak_memory_mb": "peak memory, MB", "predict_ms": "prediction, ms"}
+LABELS |= {"train_seconds": "training time, s", "peak_memory_mb": "peak memory, MB"}
+LABELS |= {"model_mb": "model file, MB", "multiply_adds": "multiply-adds a picture, millions"}
+LABELS |= {"predict_ms": "prediction of one picture, ms", "batch_ms": "prediction of 32 together, ms a picture"}
 LABELS |= {"data_sha256": "checksum of the data", "epochs": "epochs at most"}
 
 
@@ -53,7 +56,7 @@ def collect(settings: aux.Settings) -> pd.DataFrame:
     """Puts all stored runs and the published ones of their picture sizes into one table, best accuracy first.
 
     Returns:
-        The columns of `results.csv`, those of `data/published-results.csv` with the suffix `_published`, `verdict`,
+        Those of `aux.results_table`, those of `data/published-results.csv` with the suffix `_published`, `verdict`,
         `measured` (whether there is a run), `setting` (data set and weights, within which figures can be compared),
         `notebook`, `backbone` and `id`, which names the row in the page.
 
@@ -97,7 +100,7 @@ def details(settings: aux.Settings, row: Mapping, pictures: bool) -> dict:
     Raises:
         StudyError: A file of the run cannot be read.
     """
-    facts = {name: value for name, value in row.items() if name in aux.RESULT_COLUMNS or name == "predict_ms"}
+    facts = {name: value for name, value in row.items() if name in (*aux.RESULT_COLUMNS, *aux.storage.EFFICIENCY)}
     found = {"notes": [], "history": [], "matrix": [], "size": 0, "report": [], "mistakes": [], "wrong": 0}
     folder = settings.root / "models" / f"{row['model_id']}-{row['run_id']}"
     run = aux.Run(row["model_id"], folder)
@@ -123,7 +126,8 @@ def details(settings: aux.Settings, row: Mapping, pictures: bool) -> dict:
             ) from None
     if row["epochs_run"] == 0:
         found["notes"].append("It was judged as it was: no epoch was trained.")
-    groups = {"Network": NETWORK.split(), "Training": [], "Measured": MEASURED.split(), "Origin": ORIGIN.split()}
+    groups = {"Network": NETWORK.split(), "Training": [], "Measured": MEASURED.split()}
+    groups |= {"Efficiency": EFFICIENCY.split(), "Origin": ORIGIN.split()}
     placed = sum(groups.values(), ["model_id"])
     groups["Training"] = [name for name in facts if name not in placed]
     named = {title: {name: facts[name] for name in names if name in facts} for title, names in groups.items()}
@@ -242,10 +246,21 @@ def confusion() -> alt.LayerChart:
     return (cells + counts).properties(description=described)
 
 
-def cost(name: str, backbones: list[str]) -> alt.LayerChart:
-    """Draws accuracy with its 95 % interval against a cost, and the Pareto front within each setting."""
+def decade(values: list[float]) -> list[float]:
+    """Returns what a logarithmic scale must hold at least: ten times its beginning, lest equal costs look different."""
+    low, high = min(values), max(values)
+    middle = (low * high) ** 0.5
+    return [min(low, middle / 10**0.5), max(high, middle * 10**0.5)]
+
+
+def cost(name: str, backbones: list[str], span: list[float] | None = None) -> alt.LayerChart:
+    """Draws accuracy with its 95 % interval against a cost, and the Pareto front within each setting.
+
+    `span` is what the scale of the cost holds at least.
+    """
     chart = alt.Chart(ROWS).transform_filter(f"isValid(datum.{name}) && datum.{name} > 0")
-    x = alt.X(f"{name}:Q", title=COSTS[name], scale=alt.Scale(type="log", nice=False, padding=14))
+    domain = {"domain": {"unionWith": span}} if span else {}
+    x = alt.X(f"{name}:Q", title=COSTS[name], scale=alt.Scale(type="log", nice=False, padding=14, **domain))
     x = x.axis(format="~s" if name == "params" else "~g", tickCount=5, labelOverlap=True)
     y = alt.Y("accuracy:Q", title="test accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(format=".2f"))
     looks = [LOOKS.get(backbone, ("#888888", "cross")) for backbone in backbones]
@@ -288,7 +303,9 @@ def render(settings: aux.Settings, pictures: bool = False) -> str:
     done = [row for row in rows if row["measured"]]
     costs = [name for name in COSTS if any(row.get(name) for row in done)]
     charts = {name: curve(name) for name in CURVES} | {"confusion": confusion()}
-    charts |= {name: cost(name, sorted({row["backbone"] for row in done}, key=_place)) for name in costs}
+    backbones = sorted({row["backbone"] for row in done}, key=_place)
+    spans = {name: decade([row[name] for row in done if row.get(name)]) for name in costs}
+    charts |= {name: cost(name, backbones, spans[name]) for name in costs}
     names = {"run": "model_id", "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     names |= {name: name for name in ("id", "backbone", "setting", *costs)}
     points = [{"href": f"#{row['id']}"} | {new: row[old] for new, old in names.items()} for row in done]
@@ -307,7 +324,7 @@ def render(settings: aux.Settings, pictures: bool = False) -> str:
         filters={
             name: sorted({row[name] or "" for row in rows} - {""}) for name in ("notebook", "backbone", "dataset")
         },
-        root=aux.short(settings.root),
+        root="" if settings.root == aux.REPOSITORY else aux.short(settings.root),
         vega=vl_convert.javascript_bundle(vl_version=VEGA_LITE),
         tables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
         tables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
@@ -321,7 +338,8 @@ def _origin(row: Mapping) -> tuple[str, str]:
     network = row["details"]["facts"].get("Network", {})
     if network.get("type", "CNN" if row["weights"] == "none" else "") == "CNN":
         return "02", HAND_BUILT
-    return "03", network.get("backbone", "unknown")
+    told, is_file, _ = str(row["weights"]).partition(".weights.h5")
+    return "03", network.get("backbone") or (told if is_file else "unknown")
 
 
 def _place(backbone: str) -> int:

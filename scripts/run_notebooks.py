@@ -16,6 +16,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 import auxiliary as aux
+from networks import unwatched
 
 # Of `published_table` and of results beyond it, with the names that are printed.
 COLUMNS = {"notebook": "notebook", "model_id": "model_id", "learning_rate": "rate", "epochs": "epochs"}
@@ -69,9 +70,12 @@ def main() -> None:
     folder = aux.REPOSITORY / "build" / "full" if settings.root == aux.REPOSITORY else settings.root
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(ANIMALS10_ROOT=str(settings.root), ANIMALS10_RAW=str(settings.raw))
+    if unwatched():  # which the notebooks' kernels cannot see
+        os.environ["TQDM_DISABLE"] = "1"
     for number, name in enumerate(aux.NOTEBOOKS, start=1):
         print(f"[{number}/{len(aux.NOTEBOOKS)}] {name} → {aux.short(folder / name)}", file=sys.stderr, flush=True)
-        options = {"cwd": aux.REPOSITORY, "kernel_name": "python3", "stderr_file": sys.stderr, "progress_bar": True}
+        options = {"cwd": aux.REPOSITORY, "kernel_name": "python3", "stderr_file": sys.stderr, "progress_bar": False}
+        options |= {"extra_arguments": ["--log-level=ERROR"]}  # else each kernel warns that it speaks TCP
         try:
             papermill.execute_notebook(aux.REPOSITORY / name, folder / name, **options)
         except PapermillExecutionError as error:

@@ -224,4 +224,4 @@ def test_what_a_model_costs(tmp_path):
     assert found["model_mb"] == pytest.approx((tmp_path / "model.keras").stat().st_size / 1e6, abs=1e-3)
     # 30² places of 4 filters of 27; 15 · 15 · 4 values to 8 units; 8 to 3 classes
     assert found["multiply_adds"] == pytest.approx((30**2 * 4 * 27 + 900 * 8 + 24) / 1e6, abs=1e-3)
-    assert min(found.values()) > 0 and json.dumps(found)
+    assert min(found.values()) > 0 and json.dumps(found) and tuple(found) == aux.storage.EFFICIENCY

@@ -131,13 +131,32 @@ def test_of_repeated_runs_the_latest_is_judged(tmp_path):
     assert "</script><b>" not in page and "&lt;/script&gt;&lt;b&gt;" in page
 
 
+def test_what_a_run_costs_is_shown_once_it_was_measured(tmp_path):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    row = dict.fromkeys(aux.RESULT_COLUMNS, 1) | {"model_id": "own", "run_id": "a", "time": "2026-01-01"}
+    aux.append_row(settings.results, row, aux.RESULT_COLUMNS)
+    assert 'data-chart="predict_ms"' not in report.render(settings)
+    found = dict(zip(aux.storage.EFFICIENCY, (9.5, 300.25, 40.125, 20.5), strict=True))
+    file = settings.root / "models" / "own-a" / "efficiency.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(found | {"device": "CPU"}), encoding="utf-8")
+    table = report.collect(settings)
+    assert table[table.measured][[*found]].to_dict("records") == [found]
+    page = report.render(settings)
+    assert 'data-chart="predict_ms"' in page and 'data-chart="multiply_adds"' in page and "<dd>20.5</dd>" in page
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(aux.StudyError, match=r"own-a/efficiency.json is damaged .*make efficiency"):
+        report.render(settings)
+
+
 def test_the_pareto_front():
     values = {"a": (1, 0.5), "b": (2, 0.4), "c": (2, 0.6), "d": (3, 0.6), "e": (4, 0.9)}  # a, c and e are on it
     rows = [
         {"run": run, "params": params, "accuracy": accuracy, "low": 0.1, "high": 1, "setting": "s", "backbone": "x"}
         for run, (params, accuracy) in values.items()
     ]
-    chart = report.cost("params", ["x"]).to_dict() | {"datasets": {"rows": rows}, "width": 300}
+    assert report.decade([299.7, 299.8]) == pytest.approx([94.8, 948], rel=1e-3) and report.decade([2, 90]) == [2, 90]
+    chart = report.cost("params", ["x"], [1, 10]).to_dict() | {"datasets": {"rows": rows}, "width": 300}
     drawn = vl_convert.vegalite_to_vega(json.dumps(chart), vl_version=report.VEGA_LITE)
     svg = vl_convert.vega_to_svg(drawn)
     assert svg.count('stroke-width="1.4"') == 3

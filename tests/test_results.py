@@ -14,7 +14,10 @@ def test_the_published_runs_are_all_there():
     runs = PUBLISHED.query("image_size == 224")
     assert runs.notebook.value_counts().to_dict() == {"02": 27, "03": 15}
     assert runs.loc[runs.accuracy.idxmax(), ["model_id", "accuracy"]].tolist() == ["effnet2S_small_finetune", 0.976699]
-    assert set(PUBLISHED.model_id.where(PUBLISHED.image_size == 224).dropna()) <= set(aux.model_ids())
+    planned = aux.storage.planned_runs(aux.NOTEBOOKS)
+    assert planned[0][0] == runs.model_id.iloc[0] and planned[-1][0] == "mobnet2_dense256_finetune25"
+    assert set(planned[:-1]) == set(runs[list(aux.storage.RUN_KEY)].itertuples(index=False, name=None))
+    assert len(set(planned)) == len(planned) == 43
 
 
 def cells(values: str, number) -> tuple:
@@ -67,7 +70,11 @@ def test_published_and_measured_are_joined_run_by_run(tmp_path):
 
 def test_readme_shows_what_the_tables_hold():
     text = readme_table.README.read_text(encoding="utf-8")
-    assert readme_table.insert(text) == text
+    assert readme_table.insert(text) == text, "run `make readme`"
+    # Drawn elsewhere, a line may lie a hair's breadth off: the picture names the figures that it was drawn from.
+    picture = readme_table.PICTURE.read_text(encoding="utf-8")
+    assert readme_table.drawn_from(picture) == readme_table.figures_of(readme_table.joined()), "run `make readme`"
+    assert str(readme_table.PICTURE.relative_to(aux.REPOSITORY)) in text
 
 
 def test_layers_as_latex():

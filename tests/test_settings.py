@@ -1,3 +1,5 @@
+import importlib.util
+
 import kagglehub
 import pytest
 
@@ -55,6 +57,13 @@ def test_ids_are_read_from_the_notebooks():
     )
     assert settings.only == ("resnet2_small", "mobnet2_small")
     assert {"base_meansamp_augment+", "effnet2S_small"} <= set(aux.model_ids())
+
+
+def test_tensorboard_is_optional_and_its_absence_is_said(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not aux.Settings.from_environment({"ANIMALS10_PROFILE": "full"}).tensorboard
+    with pytest.raises(aux.StudyError, match=r"ANIMALS10_TENSORBOARD is '1': .* `make extras`"):
+        aux.Settings.from_environment({"ANIMALS10_PROFILE": "full", "ANIMALS10_TENSORBOARD": "1"})
 
 
 def test_without_network_the_download_says_how_to_place_the_data(tmp_path, monkeypatch):

@@ -1,14 +1,19 @@
 import csv
 import dataclasses
+import importlib.util
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
 
 import auxiliary as aux
+from networks import Progress
 
 SMALL = aux.CNN((8, 8), (2, 2), (16,), (0.1,))
 OPTIONS = {"learning_rate": 1e-2, "epochs": 8}
+BOARD = importlib.util.find_spec("tensorboard") is not None  # `make extras` installs it
 
 
 def rows(settings):
@@ -37,7 +42,7 @@ def test_a_run_learns_is_stored_whole_and_is_not_trained_twice(prepared):
     ]
     again = aux.train(prepared, "small", SMALL, **OPTIONS)
     assert again == run and len(rows(prepared)) == 1
-    forced = aux.train(prepared.model_copy(update={"force": True}), "small", SMALL, **OPTIONS)
+    forced = aux.train(prepared.model_copy(update={"force": True, "tensorboard": BOARD}), "small", SMALL, **OPTIONS)
     assert forced.path != run.path and len(rows(prepared)) == 2
     assert np.array_equal(forced.predictions.p_red, run.predictions.p_red)  # the same seed, the same model
     other = aux.train(prepared, "small", SMALL, **OPTIONS, repetition=2)
@@ -55,7 +60,12 @@ def test_the_stored_weights_are_those_of_the_best_epoch(prepared):
 
 def test_fine_tuning_continues_the_stored_model(prepared):
     frozen = aux.Transfer("MobileNetV2", dense_units=(8,))
-    head = aux.train(prepared, "head", frozen, learning_rate=1e-2, epochs=1)
+    logged = prepared.model_copy(update={"tensorboard": BOARD})  # of no consequence, with many steps at once as well
+    head = aux.train(logged, "head", frozen, learning_rate=1e-2, epochs=1)
+    assert aux.train(prepared, "head", frozen, learning_rate=1e-2, epochs=1) == head
+    folders = {path.parent.name: path.parent.parent.name for path in prepared.root.glob("logs/*/*/events*")}
+    assert folders.keys() == ({"train", "validation"} if BOARD else set())
+    assert all(name.startswith("head-2") for name in folders.values())
     tuned = dataclasses.replace(frozen, unfreeze_last=5)
     run = aux.train(prepared, "tuned", tuned, learning_rate=1e-9, epochs=1, continues=head)
     assert run.record["spec"]["continues"]["model_id"] == "head"
@@ -95,6 +105,27 @@ def test_a_row_that_a_kill_lost_is_appended_from_the_folder(prepared):
     prepared.results.unlink()
     aux.train(prepared, "small", SMALL, **OPTIONS | {"epochs": 1})
     assert [row["run_id"] for row in rows(prepared)] == [run.record["row"]["run_id"]]
+
+
+@pytest.mark.parametrize("ci", ["", "true"])
+def test_a_line_tells_how_far_training_is_to_whoever_sees_it(monkeypatch, ci):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setenv("CI", ci)
+    bar = Progress("[3/42] mobnet2_small", range(3, 5), steps=10)  # three epochs are done
+    bar.on_train_begin()
+    for epoch, calls in ((3, range(10)), (4, [9])):  # step by step, or all at once
+        bar.on_epoch_begin(epoch)
+        for batch in calls:
+            bar.on_train_batch_end(batch)
+        bar.on_epoch_end(epoch, {"val_accuracy": 0.944})
+    assert bar.bar.n == (0 if ci else 20)
+    bar.on_train_end()
+    lines = [line.strip() for line in terminal.getvalue().split("\r")]
+    assert (lines == [""]) if ci else ("[3/42] mobnet2_small  epoch 4/5  ? left at most" in lines)
+    assert ci or lines[-1].startswith("[3/42] mobnet2_small  epoch 5/5  val accuracy 0.94  took 00:0")
 
 
 def test_figures_of_known_predictions():
