@@ -20,7 +20,7 @@ from scipy import stats
 from sklearn.model_selection import StratifiedGroupKFold
 
 import auxiliary as aux
-from auxiliary import keras, pd
+from auxiliary import keras, pd, tf
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ def fold_settings(settings: aux.Settings, folds: np.ndarray, repetition: int, nu
 
 def judge(settings: aux.Settings, run: aux.Run, mirrored: bool) -> dict[str, float]:
     """Returns a run's accuracy and cross-entropy on the validation pictures, and its accuracy on the test pictures."""
-    model, _ = aux.load_model(run.file("model.keras"))
+    model, names = aux.load_model(run.file("model.keras"))
     splits, found = aux.load_splits(settings), {}
     for part in ("val", "test"):
         table = getattr(splits, part)
-        pixels = np.concatenate([pixels.numpy() for pixels, _ in aux.batches(settings, table)])
-        probabilities = model(pixels, training=False).numpy()
-        if mirrored:
-            probabilities = (probabilities + model(pixels[:, :, ::-1], training=False).numpy()) / 2
+        ways = [aux.batches(settings, table)]
+        ways += [ways[0].map(lambda pixels, labels: (tf.reverse(pixels, [2]), labels))] if mirrored else []
+        answers = [aux.predict_table(model, way, table, names).filter(like="p_") for way in ways]
+        probabilities = np.mean([answer.to_numpy() for answer in answers], axis=0)
         labels = table.label.to_numpy()
         found[f"{part}_accuracy"] = float((probabilities.argmax(axis=1) == labels).mean())
         found[f"{part}_loss"] = float(-np.log(probabilities[np.arange(len(labels)), labels] + 1e-7).mean())
