@@ -80,11 +80,11 @@ def ingredients() -> dict[str, Plan]:
 
 
 def published_cells() -> list[str]:
-    """Returns the code of notebook 03 that trains MobileNetV2, as it stands in its cells, without showing anything."""
+    """Returns the code of notebook 03 that trains MobileNetV2, and what it needs, without showing anything."""
     notebook = nbformat.read(aux.REPOSITORY / aux.NOTEBOOKS[2], as_version=4)
     cells = [ast.parse(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
     lines = [ast.unparse(node) for cell in cells for node in cell.body if isinstance(node, ast.Assign)]
-    return [line for line in lines if "aux.train(" in line and "MobileNetV2" in line]
+    return [line for line in lines if "aux.Recipe(" in line or ("aux.train(" in line and "MobileNetV2" in line)]
 
 
 def fold_settings(settings: aux.Settings, folds: np.ndarray, repetition: int, number: int) -> aux.Settings:
@@ -158,6 +158,8 @@ def main() -> None:
             for line in published_cells() if arguments.published else ():
                 exec(line, scope)
                 run = scope[line.partition(" ")[0]]
+                if not isinstance(run, aux.Run):
+                    continue
                 spec = run.record["spec"]
                 again = f", no. {spec['repetition']}" if spec["repetition"] > 1 else ""
                 name = f"{run.model_id}, rate {spec['learning_rate']:g}{again}"
