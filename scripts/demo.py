@@ -4,11 +4,12 @@ The page loads nothing from the network, and no picture leaves this machine; upl
 """
 
 import argparse
-import os
 import sys
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from uuid import uuid4
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -22,12 +23,13 @@ import pictures
 import storage
 
 try:
-    import gradio as gr
+    from nicegui import app, events, native, run, ui
 except ImportError:
-    sys.exit("The demo page needs gradio: run `make extras`.")
+    sys.exit("The demo page needs nicegui: run `make extras`.")
 
 MEGABYTES = 20  # of an upload
 SEEN = 640  # pixels of the longer edge of a picture that is shown
+TOP = 3  # classes
 
 
 def models(settings: aux.Settings) -> dict[str, Path]:
@@ -62,22 +64,22 @@ def heat_over(model: keras.Model, pixels: np.ndarray, size: tuple[int, int]) -> 
     return Image.fromarray(np.uint8(255 * (0.55 * warm + 0.45 * grey))).resize(size)
 
 
-def answer(file: str | None, path: Path, cam: bool) -> tuple[dict, Image.Image | None, Image.Image | None, str]:
-    """Returns class probabilities, the picture as it was understood, where the model looked, and a word to the person.
+def answer(
+    file: Path, name: str, path: Path, cam: bool
+) -> tuple[list[tuple[str, float]], Image.Image | None, Image.Image | None, str]:
+    """Returns the most probable classes, the picture upright, where the model looked, and a word to the person.
 
     Args:
-        file: The uploaded file; None where it was taken away.
+        file: The uploaded file.
+        name: What the person calls it.
         path: The model's `.keras` file.
         cam: Whether to compute where it looked.
     """
-    if not file:
-        return {}, None, None, ""
     model, class_names = load(path)
-    (opinion,) = aux.classify(model, class_names, [Path(file)])
+    (opinion,) = aux.classify(model, class_names, [file])
     if opinion.reason:
-        word = f"**{Path(file).name}** cannot be used: {opinion.reason}. Try a JPEG or PNG photograph."
-        return {}, None, None, word
-    with pictures.open_photograph(Path(file)) as photograph:
+        return [], None, None, f"{name} cannot be used: {opinion.reason}. Try a JPEG or PNG photograph."
+    with pictures.open_photograph(file) as photograph:
         shown, pixels = aux.to_rgb(photograph), pictures.as_processed(photograph, model.input_shape[1])
     shown.thumbnail((SEEN, SEEN))
     try:
@@ -85,49 +87,86 @@ def answer(file: str | None, path: Path, cam: bool) -> tuple[dict, Image.Image |
         word = "Bright: places that speak for the first choice (Grad-CAM)." if cam else ""
     except aux.StudyError as error:
         heat, word = None, str(error)
-    return dict(opinion.top(len(class_names))), shown, heat, word
+    return opinion.top(TOP), shown, heat, word
 
 
-def page(choice: dict[str, Path]) -> gr.Blocks:
-    """Builds the page over some models, by title."""
-    with gr.Blocks(title="What is in the picture?", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown("# What is in the picture?\nDrop a photograph. It stays on this machine.")
-        with gr.Row():
-            with gr.Column():
-                file = gr.File(label=f"Picture, up to {MEGABYTES} MB", elem_id="file", height=140)
-                title = gr.Dropdown(list(choice), label="Model", elem_id="model")
-                cam = gr.Checkbox(True, label="Show where the model looked", elem_id="cam")
-                word = gr.Markdown(elem_id="word")
-                label = gr.Label(num_top_classes=3, label="Most probable classes", elem_id="label")
-            with gr.Column():
-                options = {"interactive": False, "buttons": [], "format": "png"}
-                shown = gr.Image(label="The picture", elem_id="shown", alt_text="the picture, upright", **options)
-                heat = gr.Image(label="Where the model looked", elem_id="heat", alt_text="Grad-CAM map", **options)
+class Page:
+    """What one person sees: an upload, the choice of a model, and the answer."""
 
-        def respond(file: str | None, title: str, cam: bool) -> tuple:
-            return answer(file, choice[title], cam)
+    def __init__(self, choice: dict[str, Path], folder: Path):
+        """Builds the page over some models, by title; uploads go to a folder."""
+        self.choice, self.folder, self.file, self.name = choice, folder, None, ""
+        ui.label("What is in the picture?").classes("text-h4").props("role=heading aria-level=1")
+        ui.label("Drop a photograph. It stays on this machine.")
+        with ui.row().classes("w-full gap-8"):
+            with ui.column().classes("w-96 max-w-full"):
+                limit = {"max_file_size": MEGABYTES * 1_000_000, "on_rejected": self.reject}
+                label = f"Drop a picture here, or press +; up to {MEGABYTES} MB"
+                self.upload = ui.upload(label=label, auto_upload=True, on_upload=self.take, **limit).classes("w-full")
+                self.model = ui.select(list(choice), label="Model", value=next(iter(choice)), on_change=self.respond)
+                self.model.classes("w-full").props("id=model")
+                self.cam = ui.switch("Show where the model looked", value=True, on_change=self.respond)
+                self.word = ui.label().props("role=status id=word")
+                self.classes = ui.column().classes("w-full gap-1").props("id=classes")
+            self.pictures = ui.column().props("id=pictures")
 
-        gr.on([file.change, title.change, cam.change], respond, [file, title, cam], [label, shown, heat, word])
-    return blocks
+    def reject(self) -> None:
+        """Says that a file is too large: the browser does not send it."""
+        self.word.text = f"That file is larger than {MEGABYTES} MB, or no file at all."
+
+    async def take(self, event: events.UploadEventArguments) -> None:
+        """Keeps an uploaded file, in place of the one before, and answers."""
+        self.upload.reset()
+        if event.file.size() > MEGABYTES * 1_000_000:  # a browser may send what it likes
+            return self.reject()
+        self.forget()
+        self.file, self.name = self.folder / uuid4().hex, event.file.name
+        await event.file.save(self.file)
+        await self.respond()
+
+    def forget(self) -> None:
+        """Deletes the file."""
+        if self.file:
+            self.file.unlink(missing_ok=True)
+
+    async def respond(self) -> None:
+        """Shows what the chosen model says of the file."""
+        if self.file:
+            self.word.text = "…"
+            given = self.file, self.name, self.choice[self.model.value], self.cam.value
+            top, shown, heat, self.word.text = await run.io_bound(answer, *given)
+            self.classes.clear()
+            self.pictures.clear()
+            with self.classes:
+                for name, probability in top:
+                    ui.label(f"{name}: {100 * probability:.1f} %")
+                    ui.linear_progress(probability, show_value=False).props(f'aria-label="{100 * probability:.0f} %"')
+            with self.pictures:
+                for picture, words in ((shown, "the picture, upright"), (heat, "where the model looked")):
+                    if picture:
+                        ui.image(picture).classes("max-w-full").style("width: 26rem").props(f'alt="{words}"')
 
 
 def main() -> None:
     """Serves until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, help="(the first free one from 7860 on)")
-    arguments = parser.parse_args()
+    parser.add_argument("--port", type=int, help="(the first free one from 8000 on)")
+    port = parser.parse_args().port or native.find_open_port()
+    try:
+        choice = models(aux.Settings.from_environment())
+    except aux.StudyError as error:
+        sys.exit(str(error))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder, "HF_HUB_OFFLINE": "1"}
-        try:
-            blocks = page(models(aux.Settings.from_environment()))
-            options = {"server_name": "127.0.0.1", "server_port": arguments.port, "max_file_size": f"{MEGABYTES}mb"}
-            options |= {"footer_links": [], "quiet": True, "ssr_mode": False, "prevent_thread_lock": True}
-            _, address, _ = blocks.launch(**options)
-            print(f"{address} shows the page; Ctrl-C ends it.", flush=True)
-            blocks.block_thread()
-        except (aux.StudyError, OSError) as error:
-            sys.exit(str(error))
+
+        def root() -> None:
+            page = Page(choice, Path(folder))
+            ui.context.client.on_delete(page.forget)
+
+        app.on_startup(lambda: print(f"http://127.0.0.1:{port} shows the page; Ctrl-C ends it.", flush=True))
+        options = {"host": "127.0.0.1", "port": port, "title": "What is in the picture?", "dark": None}
+        with suppress(KeyboardInterrupt):
+            ui.run(root, **options, show=False, reload=False, show_welcome_message=False)
 
 
-if __name__ == "__main__":
+if __name__ in {"__main__", "__mp_main__"}:
     main()
