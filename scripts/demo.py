@@ -108,7 +108,7 @@ class Page:
                 self.cam = ui.switch("Show where the model looked", value=True, on_change=self.respond)
                 self.word = ui.label().props("role=status id=word")
                 self.classes = ui.column().classes("w-full gap-1").props("id=classes")
-            self.pictures = ui.column().props("id=pictures")
+            self.pictures = ui.row().props("id=pictures")
 
     def reject(self) -> None:
         """Says that a file is too large: the browser does not send it."""
@@ -144,7 +144,7 @@ class Page:
             with self.pictures:
                 for picture, words in ((shown, "the picture, upright"), (heat, "where the model looked")):
                     if picture:
-                        ui.image(picture).classes("max-w-full").style("width: 26rem").props(f'alt="{words}"')
+                        ui.image(picture).classes("max-w-full").style("width: min(26rem, 90vw)").props(f'alt="{words}"')
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 
 import nbformat
@@ -24,7 +25,7 @@ def make(*words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS)))
 def test_a_command_is_known(command):
-    program, *words = command.split()
+    program, *words = shlex.split(command)
     if program != "make":
         assert program in (".venv/bin/pip", ".venv/bin/jupyter", ".venv/bin/tensorboard")
         return
