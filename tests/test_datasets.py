@@ -54,3 +54,13 @@ def test_augmentation_does_what_its_strengths_say():
     varied = [aux.augment(half, [seed, 2]).numpy() for seed in range(50)]
     assert {bool(picture[:, :32].mean() > picture[:, 32:].mean()) for picture in varied} == {True, False}  # flips
     assert min(picture.min() for picture in varied) >= 0 and max(picture.max() for picture in varied) <= 255
+
+
+def test_upright_pictures_are_never_turned_upside_down():
+    picture = np.zeros((32, 32, 3), "float32")
+    picture[:16] = 200
+    for upright in (True, False):
+        seeds = [aux.tf.constant([5, number]) for number in range(12)]
+        varied = [aux.augment(aux.tf.constant(picture), seed, upright).numpy() for seed in seeds]
+        turned = [pixels[:12].mean() < pixels[-12:].mean() for pixels in varied]
+        assert any(turned) is not upright

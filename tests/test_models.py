@@ -68,3 +68,21 @@ def test_on_a_gpu_the_probabilities_stay_float32():
     finally:
         keras.config.set_dtype_policy("float32")
     assert model.layers[2].compute_dtype == "float16" and model.layers[-1].compute_dtype == "float32"
+
+
+def test_a_recipe_sets_rate_loss_and_weights():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(inputs))
+    recipe = aux.Recipe(class_weights=True, label_smoothing=0.2, cosine=True)
+    recipe.compile(model, 0.1, steps=100, jit_compile=False)
+    rates = [float(model.optimizer.learning_rate.numpy())] + [
+        float(model.optimizer._learning_rate(n)) for n in (10, 55, 100)
+    ]
+    assert np.allclose(rates, [0, 0.1, 0.05, 0], atol=1e-6)
+    probabilities = np.array([[0.7, 0.1, 0.1, 0.1]], "float32")
+    spread = np.array([0.85, 0.05, 0.05, 0.05])  # 0.2 of the truth on four classes
+    assert float(np.mean(model.loss(np.array([0]), probabilities))) == pytest.approx(
+        -(spread * np.log(probabilities)).sum(), abs=1e-5
+    )
+    assert recipe.weights_of([0, 0, 0, 1]) == pytest.approx({0: 4 / 6, 1: 2})
+    assert aux.Recipe().weights_of([0, 1]) is None

@@ -138,3 +138,12 @@ def test_figures_of_known_predictions():
     assert found["accuracy_low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-6)
     assert found["accuracy_high"] == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-6)
     assert json.dumps(found)
+
+
+def test_a_recipe_is_part_of_a_run_and_the_studys_own_leaves_no_trace(prepared):
+    recipe = aux.Recipe(upright=True, class_weights=True, label_smoothing=0.1, cosine=True)
+    run = aux.train(prepared, "small", SMALL, **OPTIONS, class_balance="none", recipe=recipe)
+    assert run.record["spec"]["recipe"]["upright"] and np.isfinite(run.history.val_loss).all()
+    plain = aux.train(prepared, "small", SMALL, **OPTIONS, class_balance="none")
+    assert plain != run and "recipe" not in plain.record["spec"]
+    assert aux.train(prepared, "small", SMALL, **OPTIONS, class_balance="none", recipe=recipe) == run
