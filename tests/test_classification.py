@@ -58,9 +58,9 @@ def test_the_command_goes_on_after_bad_files_and_its_status_tells(trained, draw,
     assert rows.filter(like="p_").iloc[0].sum() == pytest.approx(1)
     assert json.loads(file.read_text())["files"][0]["probabilities"]["red"] == pytest.approx(rows.p_red[0])
     nothing = classify(settings, "tiny", tmp_path / "nothing")
-    assert nothing.returncode == 2 and nothing.stderr.count("\n") == 1
+    assert nothing.returncode == 2 and nothing.stderr.splitlines()[-1].startswith("There is no file or folder")
     unknown = classify(settings, "tinny", red)
-    assert unknown.returncode == 2 and "tiny" in unknown.stderr
+    assert unknown.returncode == 2 and "the nearest are tiny" in unknown.stderr.splitlines()[-1]
 
 
 def test_the_figure_shows_every_file(trained, draw, tmp_path):

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 import auxiliary as aux
 import figures
 import networks
+import storage
 from scripts import measure_efficiency
 
 PUBLISHED = aux.read_table(aux.PUBLISHED)
@@ -63,7 +64,7 @@ def test_figures_of_a_trained_run(prepared):
         aux.plot_mistakes(run, prepared.data / "processed")
     measured = measure_efficiency.measure(run, "this one", rounds=2)
     assert json.loads(run.file("efficiency.json").read_text()) == measured and measured["device"] == "this one"
-    assert measure_efficiency.stored_runs(prepared.root) == [run]
+    assert storage.stored_runs(prepared.root) == [run]
     assert not list(run.path.glob(".*"))
 
 
@@ -117,10 +118,10 @@ def test_runs_beside_each_other_and_the_published_ones(tmp_path):
     spans = [line.get_xdata() for line in axis.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
     row = first.record["row"]
     assert np.allclose(spans[0], [row["accuracy_low"], row["accuracy_high"]])
-    assert lines["chance, 2 classes: 0.50"].get_xdata() == [0.5, 0.5]
+    assert lines["chance, 2 classes: 0.5"].get_xdata() == [0.5, 0.5]
     assert "Test accuracy on mini (20 pictures)" in texts(figure) and "shown before" in texts(figure)
     near = texts(figures.plot_comparison([first, again], PUBLISHED, limits=(0.8, 1)))
-    assert "← 0.500" in near and "← 1.000" not in near and "chance, 2 classes: 0.50" not in near
+    assert "← 0.500" in near and "← 1.000" not in near and "chance, 2 classes: 0.5" not in near
     assert texts(figures.plot_comparison(runs[:1], PUBLISHED)) == ["None of these runs is trained here."]
     random = write_run(tmp_path / "random", half, weights="random")
     assert "random weights" in figures.plot_comparison([random], PUBLISHED).get_label()

@@ -20,6 +20,7 @@ def workspace(settings):
     published = aux.train(settings, "conv4dense2", tiny, learning_rate=7e-4, epochs=25)
     aux.train(settings, "own", tiny, learning_rate=1e-2, epochs=1)
     gone = published.record["row"] | {"model_id": "gone", "run_id": "gone-1", "time": "2026-01-01 00:00:00"}
+    (settings.data / "processed-overview.csv").unlink()  # of three classes: beside those no published run is shown
     aux.append_row(settings.results, gone | {"accuracy": 0, "dataset": "other"}, aux.RESULT_COLUMNS)
     return settings
 
