@@ -280,7 +280,10 @@ def training(bench: Bench, sizes: tuple[int, int, int], backbones: list[str]) ->
     scale = ANIMALS10_TRAIN / n_train
     print(f"\nExtrapolated to the {ANIMALS10_TRAIN:,} training photographs of Animals-10:")
     line("a further head, 15 epochs, on a stored backbone", {"MobileNetV2 head": [15]}, views, stored=True, scale=scale)
-    line("(b) MobileNetV2 last 20 layers, 10 epochs", {"MobileNetV2 last 20": [10]}, views, scale=scale)
+    line("(a) MobileNetV2 head, 15 epochs, V = 1", {"MobileNetV2 head": [15]}, 1, scale=scale)
+    line(f"(b) MobileNetV2 last 20 layers, 10 epochs, V = {views}", {"MobileNetV2 last 20": [10]}, views, scale=scale)
+    tuned = {"EfficientNetV2S last 30": [35]}
+    line(f"(c) EfficientNetV2S last 30, 35 epochs, V = {views}", tuned, views, scale=scale)
     line(f"(d) all {sum(map(len, epochs.values()))} transfer runs, V = {views}", epochs, views, scale=scale)
 
 
