@@ -13,7 +13,9 @@ import numpy as np
 
 import auxiliary as aux
 
-TOLERANCE = 1e-4  # of probabilities: another machine rounds differently; 0.02 where activations were float16 (GPU)
+# Of probabilities. Predictions come from stored answers of frozen layers, computed in another order than a loaded model
+# computes; through the 500 layers of EfficientNetV2S that moves them by up to 0.0003. 0.02 for float16 (GPU).
+TOLERANCE = 1e-3
 
 
 def problems(settings: aux.Settings, run: aux.Run, rows: aux.pd.DataFrame) -> list[str]:
