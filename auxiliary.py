@@ -893,7 +893,7 @@ def published_table(settings: Settings) -> pd.DataFrame:
         Only runs on all of Animals-10 with trained weights are judged; of the others it says why they are not.
     """
     published = published_runs(settings).query(f"image_size == {settings.image_size}")
-    key = ["image_size", "model_id", "learning_rate", "epochs", "repetition"]
+    key = ["image_size", *storage.RUN_KEY]
     none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "standing", *storage.EFFICIENCY])
     measured = results_table(settings) if settings.results.exists() else none
     measured = measured.sort_values("time").drop_duplicates(key, keep="last")

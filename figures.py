@@ -19,7 +19,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from classification import classify
 from networks import load_model
 from pictures import as_processed, open_photograph, to_rgb
-from storage import Run, StudyError
+from storage import RUN_KEY, Run, StudyError
 
 # Okabe and Ito's colours, which people of all kinds of sight can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
@@ -343,7 +343,7 @@ def _said(top: Sequence[tuple[str, float]]) -> str:
 
 # ── All runs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-KEY = ["image_size", "model_id", "learning_rate", "epochs", "repetition"]  # by which published runs are found again
+KEY = ["image_size", *RUN_KEY]  # by which published runs are found again
 
 
 @STYLE

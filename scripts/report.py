@@ -21,9 +21,9 @@ import vl_convert
 from PIL import Image
 
 import auxiliary as aux
+from figures import KEY
 
 REPORT = aux.REPOSITORY / "build" / "report" / "report.html"
-KEY = ["image_size", "model_id", "learning_rate", "epochs", "repetition"]  # by which published runs are found again
 HAND_BUILT = "hand-built"
 # Okabe and Ito's colours, which people of all kinds of sight can tell apart; forms say the same once more.
 BLUE, ORANGE = "#0072B2", "#D55E00"
