@@ -1,4 +1,4 @@
-# `make` or `make help` lists the targets. Settings of `make full` are passed as RAW=… ROOT=… WEIGHTS=… and so on.
+# `make` or `make help` lists the targets. docs/usage.md describes the settings: RAW=… ROOT=… WEIGHTS=… and so on.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,89 +9,97 @@ NBVAL := --nbval-lax --nbval-cell-timeout=1200
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-# Each setting that was given to make goes to the notebooks as ANIMALS10_<name>.
-SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT STORE VIEWS DETERMINISTIC TENSORBOARD
+# Each setting that is given to make reaches notebooks and scripts as ANIMALS10_<name>.
+SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS DETERMINISTIC TENSORBOARD
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
+# Notebook 01 makes the processed images that all the others read, so it runs first.
+RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
+	export ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace && \
+	$(BIN)/python -m pytest $(NBVAL) $(firstword $(NOTEBOOKS)) && \
+	$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadscope $(wordlist 2,3,$(NOTEBOOKS)) tests
+
 .DEFAULT_GOAL := help
-.PHONY: help run full data rebuild test soak lint notebooks sample readme report lock clean clean-cache bench verify efficiency extras classify demo recipes export
+.PHONY: help run full data rebuild test test-all stress lint notebooks sample readme report lock clean clean-cache bench \
+	verify efficiency extras classify demo recipes export
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(READY) ## run the three notebooks on the shipped sample, in build/sample, and print the results
+run: $(READY) ## run the three notebooks on the sample, in build/sample, and print the results
 	@ANIMALS10_PROFILE=sample $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
 
-full: $(READY) ## run them on your photographs: RAW= ROOT= WEIGHTS= ONLY= … (see Settings in README)
+full: $(READY) ## run the three notebooks on your images: RAW= ROOT= WEIGHTS= ONLY= … (settings: docs/usage.md)
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
 
 data: $(READY) ## download Animals-10 into data/raw-img
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/download.py
 
-rebuild: $(READY) ## write results.csv anew from the run.json of all finished runs; ROOT= names the workspace
+rebuild: $(READY) ## restore results.csv from the run.json of all finished runs: ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/rebuild_results.py
 
 test: export CUDA_VISIBLE_DEVICES := -1
-test: $(READY) ## test the module, and the notebooks against their stored outputs (nbval), in a temporary workspace
-	@workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
-		export ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace && \
-		$(BIN)/python -m pytest $(NBVAL) $(firstword $(NOTEBOOKS)) && \
-		$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadscope $(wordlist 2,3,$(NOTEBOOKS)) tests
+test: $(READY) ## run the fast tests, and compare the notebooks with their stored outputs (nbval)
+	@$(RUN_TESTS) -m "not slow"
 
-soak: $(READY) ## try thousands of bad files, rows appended all at once, and kills (takes minutes)
-	@CUDA_VISIBLE_DEVICES=-1 $(BIN)/python scripts/soak.py
+test-all: export CUDA_VISIBLE_DEVICES := -1
+test-all: $(READY) ## run all tests, including the slow ones (up to an hour)
+	@$(RUN_TESTS)
 
-lint: $(READY) ## check style of module, scripts, tests and notebooks
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+stress: $(READY) ## stress test: thousands of bad files, concurrent writers of results.csv, and kills (takes minutes)
+	@CUDA_VISIBLE_DEVICES=-1 $(BIN)/python scripts/stress.py
+
+lint: $(READY) ## check the style of code and notebooks (ruff) and the types of the package (mypy)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 notebooks: $(READY) ## run the notebooks on the sample and store their outputs in the repository
 	@rm -rf build/notebooks
 	@ANIMALS10_PROFILE=sample ANIMALS10_ROOT=build/notebooks $(BIN)/python scripts/run_notebooks.py --store
 
-readme: $(READY) ## write picture and table of README from results.csv and data/published-results.csv
-	@$(BIN)/python scripts/readme_table.py --write
+readme: $(READY) ## write the picture and tables of README.md and docs/results.md from results.csv
+	@$(BIN)/python scripts/readme.py
 
-report: $(READY) ## write build/report/report.html of all stored runs: ROOT=, and PICTURES=1 to embed mistaken pictures
+report: $(READY) ## write build/report/report.html of all stored runs: ROOT=; PICTURES=1 embeds misclassified images
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/report.py $(if $(PICTURES),--pictures)
 
-efficiency: $(READY) ## measure size, work and prediction time of all stored runs, with nothing else running: ROOT=
+efficiency: $(READY) ## measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/measure_efficiency.py
 
-classify: $(READY) ## say what MODEL= sees in IMAGES="file folder '*.png'"; CSV= and JSON= write it down; ROOT= finds models
+classify: $(READY) ## classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it, TOP= classes, ROOT= workspace
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/classify.py $(if $(CSV),--csv '$(CSV)') \
 		$(if $(JSON),--json '$(JSON)') $(if $(TOP),--top $(TOP)) '$(MODEL)' $(IMAGES)
 
 demo: $(EXTRAS) ## serve a page on this machine to try the models of ROOT= in a browser: PORT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/demo.py $(if $(PORT),--port $(PORT))
 
-recipes: $(READY) ## compare training recipes over folds of your photographs (takes an hour and more): RAW= WEIGHTS= ROOT=
+recipes: $(READY) ## compare training configurations by cross-validation on your images (takes hours): RAW= ROOT= RECIPES=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/compare_recipes.py $(RECIPES)
 
-verify: $(READY) ## check that stored models and predictions are what results.csv says: ROOT= RAW= RUNS="id …"
+verify: $(READY) ## check that stored models and predictions agree with results.csv: ROOT= RAW= RUNS="id …"
 	@$(ENVIRONMENT) $(BIN)/python scripts/verify.py $(RUNS)
 
-bench: $(READY) ## time the plain way and ours side by side on synthetic photographs: BENCH="--photographs 1000"
+bench: $(READY) ## time training with and without the feature cache on synthetic images: BENCH="--images 1000"
 	@$(BIN)/python scripts/bench.py $(BENCH)
 
-sample: $(READY) ## draw the sample pictures again (needs the font Noto Color Emoji)
+sample: $(READY) ## draw the images of the sample again (needs the font Noto Color Emoji)
 	@$(BIN)/python scripts/draw_sample.py
 
-export: $(EXTRAS) ## export a model, checked and timed: MODEL=<model_id, run or .keras file> FORMAT=litert,litert8,onnx ROOT=
+export: $(EXTRAS) ## export, check and time a model: MODEL=<id, run or .keras file> FORMAT=litert,litert8,onnx ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/export.py $(if $(FORMAT),--format '$(FORMAT)') '$(MODEL)'
 
-extras: $(EXTRAS) ## install what make demo, make export and TensorBoard need beyond the rest
+extras: $(EXTRAS) ## install what make demo, make export and TensorBoard need in addition
 
-lock: $(READY) ## pin anew what requirements.txt and requirements-extras.txt need in turn (needs uv)
-	@grep -hv '^-c' requirements.txt requirements-extras.txt | uv pip compile --universal --python-version 3.11 --quiet \
+lock: $(READY) ## update requirements.lock, the pinned dependencies of both requirements files (needs uv)
+	@grep -hv '^-' requirements.txt requirements-extras.txt | uv pip compile --universal --python-version 3.11 --quiet \
 		--no-header --no-annotate --no-emit-index-url - -o requirements.lock
 
-clean-cache: ## delete the stored activations of a workspace: ROOT=
-	@rm -rf "$(or $(ROOT),.)/data/activations"
+clean-cache: ## delete the feature cache of a workspace: ROOT=
+	@rm -rf "$(or $(ROOT),.)/data/features"
 
-clean: ## delete build/ and caches; data, models, results and .venv stay
-	@rm -rf build .hypothesis .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints
+clean: ## delete build/ and the caches of tools; data, models, results and .venv stay
+	@rm -rf build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints
 
-$(READY): requirements.txt requirements.lock
+$(READY): requirements.txt requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit( \
 		"Python 3.11 to 3.13 is needed; %s is %d.%d. Name another: make PYTHON=python3.12 …" % (sys.executable, *v))'
 	@echo "Installing into .venv (once; TensorFlow is large) …"

@@ -1,6 +1,5 @@
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -9,17 +8,16 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from animals10.preprocessing import resize_images, scan_images
+from animals10.settings import Settings
 
-import auxiliary as aux
-
-QUIET = "--headless=new --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-QUIET += "--disable-component-update --disable-sync --window-size=1400,900"
+BROWSER_ARGUMENTS = "--headless=new --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+BROWSER_ARGUMENTS += "--disable-component-update --disable-sync --window-size=1400,900"
 
 
 @pytest.fixture
 def draw():
-    """Returns a function that draws a picture of one colour with some noise, so that two never have the same bytes."""
+    """Returns a function that draws an image of one colour with some noise, so that no two have the same bytes."""
     rng = np.random.default_rng(1)
 
     def _draw(path: Path, colour=(200, 30, 30), size=(40, 30), **options) -> Path:
@@ -33,22 +31,22 @@ def draw():
 
 @pytest.fixture
 def settings(tmp_path, draw):
-    """A workspace of 32-pixel pictures: 14 red, 20 green and 16 blue ones, easy to tell apart."""
+    """A workspace of 32-pixel images: 14 red, 20 green and 16 blue ones, easy to tell apart."""
     for name, colour, n in (("red", (200, 40, 40), 14), ("green", (40, 200, 40), 20), ("blue", (40, 40, 200), 16)):
         for index in range(n):
             draw(tmp_path / "raw" / name / f"{name} {index:02}.jpeg", colour)
-    return aux.Settings(root=tmp_path / "work", raw=tmp_path / "raw", image_size=32, weights="random")
+    return Settings(root=tmp_path / "work", raw=tmp_path / "raw", image_size=32, weights="random")
 
 
 @pytest.fixture
 def prepared(settings):
-    aux.resize_photographs(settings, aux.scan_photographs(settings))
+    resize_images(settings, scan_images(settings))
     return settings
 
 
 @pytest.fixture
 def as_nobody():
-    """A folder of a user without privileges, as whom the test runs if root runs it: nothing is closed to root."""
+    """A folder of a user without privileges; root runs the test as that user, because root may read everything."""
     folder = Path(tempfile.mkdtemp())
     if os.geteuid():
         yield folder
@@ -72,10 +70,10 @@ def browser(tmp_path):
         pytest.skip("no browser here: install Debian's chromium and chromium-driver, or Chrome and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for argument in [*QUIET.split(), f"--user-data-dir={tmp_path / 'browser'}"]:
+    for argument in [*BROWSER_ARGUMENTS.split(), f"--user-data-dir={tmp_path / 'browser'}"]:
         options.add_argument(argument)
     if os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # as root there is none to be had
+        options.add_argument("--no-sandbox")  # Chrome has no sandbox for root
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     with webdriver.Chrome(options, webdriver.ChromeService(driver)) as browser:
         yield browser

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
+from animals10.demo import titled_models
+from animals10.files import REPOSITORY
 
 pytest.importorskip("nicegui", reason="the demo page is not tested: run `make extras`")
 
@@ -18,19 +21,36 @@ def served(prepared):
     """The address of the page over two models, as a person starts it."""
     tiny = aux.CNN((4,), (4,), (4,), (0.0,))
     for name, epochs in (("untrained", 0), ("trained", 25)):
-        aux.train(prepared, name, tiny, learning_rate=1e-2, epochs=epochs, patience=25)
+        aux.train(prepared, aux.Experiment(name, tiny, aux.Training(1e-2, epochs=epochs, patience=25)))
     environment = os.environ | {"ANIMALS10_ROOT": str(prepared.root), "ANIMALS10_PROFILE": "full"}
-    environment = {name: text for name, text in environment.items() if "PYTEST" not in name}  # nicegui heeds it
-    command = [sys.executable, aux.REPOSITORY / "scripts" / "demo.py"]
-    # Where tests run in the background, the signal of Ctrl-C may be ignored by all that they start.
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **heed) as process:
+    environment = {name: text for name, text in environment.items() if "PYTEST" not in name}  # nicegui obeys it
+    command = [sys.executable, REPOSITORY / "scripts" / "demo.py"]
+    # If tests run in the background, all processes that they start may ignore the signal of Ctrl-C.
+    options = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options) as process:
         yield process.stdout.readline().partition(" ")[0]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
 
 
-def test_a_person_drops_pictures_and_chooses_a_model(served, browser, draw, tmp_path):
+def test_models_are_offered_by_validation_accuracy(tmp_path):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    with pytest.raises(aux.UserError, match="There are no models in"):
+        titled_models(settings)
+    row = {"epochs": 15, "learning_rate": 1e-3, "n_test": 5, "dataset": "mini", "weights": "none"}
+    found = (("a", 0.5, 0.9), ("b", 0.8, 0.6), ("b", 0.7, 0.7), ("c", None, 1.0))
+    for second, (model_id, acc_val, accuracy) in enumerate(found):
+        folder = settings.models / f"{model_id}-20260101T12000{second}-aa"
+        folder.mkdir(parents=True)
+        facts = row | {"model_id": model_id, "acc_val": acc_val, "accuracy": accuracy, "repetition": second}
+        (folder / "run.json").write_text(json.dumps({"row": facts}))
+    titles = list(titled_models(settings))
+    assert [title.split(":")[0] for title in titles] == ["b, repetition 1", "b, repetition 2", "a", "c"]
+    assert "validation accuracy 80.0 %, test accuracy 60.0 % (5 images of mini)" in titles[0]
+    assert "c: not trained, test accuracy 100.0 %" in titles[3]
+
+
+def test_a_visitor_drops_images_and_chooses_a_model(served, browser, draw, tmp_path):
     assert served.startswith("http://127.0.0.1:")
     browser.get(served)
     wait = WebDriverWait(browser, 30)
@@ -44,26 +64,26 @@ def test_a_person_drops_pictures_and_chooses_a_model(served, browser, draw, tmp_
 
     upload(draw(tmp_path / "a.png", (200, 40, 40), (80, 60)))
     wait.until(lambda _: text("#classes").startswith("red: "))
-    wait.until(lambda _: len(browser.find_elements(By.CSS_SELECTOR, "#pictures img")) == 2)
-    assert browser.find_element(By.CSS_SELECTOR, "#pictures img").get_property("naturalWidth") == 80
+    wait.until(lambda _: len(browser.find_elements(By.CSS_SELECTOR, "#images img")) == 2)
+    assert browser.find_element(By.CSS_SELECTOR, "#images img").get_property("naturalWidth") == 80
     before = text("#classes")
     body = browser.find_element(By.TAG_NAME, "body")
-    assert "trained: " in body.text and "untrained: " not in body.text  # the most accurate is chosen
+    assert "trained: validation" in body.text and "untrained: " not in body.text  # the best one is chosen
     browser.find_element(By.CSS_SELECTOR, ".q-select").click()
     wait.until(lambda _: "untrained: " in text(".q-menu"))
     options = browser.find_elements(By.CSS_SELECTOR, ".q-menu .q-item")
     next(option for option in options if "untrained" in option.text).click()
     wait.until(lambda _: text("#classes") not in ("", before))
     broken = tmp_path / "letter.jpg"
-    broken.write_text("no picture at all")
+    broken.write_text("not an image")
     upload(broken)
-    wait.until(lambda _: "letter.jpg cannot be used: not a picture in a known format" in text("#word"))
+    wait.until(lambda _: "letter.jpg cannot be used: not an image in a known format" in text("#message"))
     assert not text("#classes")
     large = tmp_path / "large.png"
     large.write_bytes(b"0" * 21_000_000)
     upload(large)
-    wait.until(lambda _: "larger than 20 MB" in text("#word"))
+    wait.until(lambda _: "larger than 20 MB" in text("#message"))
     script = "return performance.getEntriesByType('resource').map(entry => entry.name)"
     asked = [url for url in browser.execute_script(script) if not url.startswith(("data:", "blob:"))]
-    assert asked and all(url.startswith(served) for url in asked)  # nothing is asked of the network
+    assert asked and all(url.startswith(served) for url in asked)  # nothing is requested from the network
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -1,21 +1,21 @@
 import sys
 
-import auxiliary as aux
-from scripts.soak import READY, kill_preparation, survive_kills
+from animals10.settings import SAMPLE
+from animals10.stress import READY, kill_preprocessing, survive_kills
 
 
-def test_photographs_that_are_prepared_under_kills_end_as_undisturbed(tmp_path):
-    raw = tmp_path / "raw"  # a part of the sample, for time
+def test_images_that_are_prepared_under_kills_end_as_undisturbed(tmp_path):
+    raw = tmp_path / "raw"  # a part of the sample, to save time
     for name in ("cane", "gatto"):
         (raw / name).mkdir(parents=True)
-        for path in sorted((aux.SAMPLE / name).iterdir()):
+        for path in sorted((SAMPLE / name).iterdir()):
             (raw / name / path.name).write_bytes(path.read_bytes())
-    tally = kill_preparation(tmp_path / "work", raw, kills=2, seed=3, each=2)
+    tally = kill_preprocessing(tmp_path / "work", raw, kills=2, seed=3, each=2)
     assert tally.faults == () and tally.kills >= 2 and tally.starts > tally.kills
 
 
-def test_what_a_kill_spoils_is_found(tmp_path):
-    """The harness itself: a program that leaves half a file when it is killed is told from one that does not."""
+def test_damage_by_a_kill_is_detected(tmp_path):
+    """Tests the harness: a program that leaves half a file when it is killed is a fault."""
     program = f"import pathlib, sys, time; print('{READY}', flush=True); path = pathlib.Path(sys.argv[-1]) / 'a'; "
     program += "path.write_text(path.read_text() + 'again' if path.exists() else 'once'); time.sleep(1)"
     command = [sys.executable, "-c", program]

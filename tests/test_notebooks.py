@@ -1,32 +1,39 @@
-"""What nbval does not show: a cell that fails, other people's classes, and what is stored of the notebooks."""
+"""What nbval does not test: failing cells, any class names, notebooks of one's own, ANIMALS10_ONLY, stored figures."""
 
 import base64
 import io
 import os
+import re
 import subprocess
 import sys
 
 import nbformat
 import numpy as np
+import pandas as pd
+import papermill
+import pytest
 from PIL import Image
 
 import auxiliary as aux
-from scripts import run_notebooks
+from animals10 import notebooks
+from animals10.files import REPOSITORY
+from animals10.results import RESULT_COLUMNS
 
 
-def start(**changes):
+def run_all(**settings):
     environment = {name: text for name, text in os.environ.items() if not name.startswith("ANIMALS10_")}
-    environment |= {f"ANIMALS10_{name.upper()}": str(value) for name, value in changes.items()}
-    command = [sys.executable, aux.REPOSITORY / "scripts" / "run_notebooks.py"]
+    environment |= {f"ANIMALS10_{name.upper()}": str(value) for name, value in settings.items()}
+    command = [sys.executable, REPOSITORY / "scripts" / "run_notebooks.py"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_a_failing_cell_ends_the_run_and_names_notebook_and_cell(tmp_path):
     (tmp_path / "raw").mkdir()
-    done = start(root=tmp_path / "work", raw=tmp_path / "raw")
+    done = run_all(root=tmp_path / "work", raw=tmp_path / "raw")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("01-preprocessing.ipynb, cell 4 (In [2]): StudyError:") and str(tmp_path / "raw") in last
+    assert re.match(r"01-preprocessing\.ipynb, cell \d+ \(In \[\d+\]\): UserError:", last)
+    assert str(tmp_path / "raw") in last
     assert (tmp_path / "work" / "01-preprocessing.ipynb").exists()
 
 
@@ -36,16 +43,108 @@ def test_two_classes_of_any_name_go_through_all_notebooks(tmp_path, draw):
         for index in range(14):
             draw(tmp_path / "raw" / name / f"{name} {index}.jpg", colour)
     only = {"only": "conv5small_dense1,mobnet2_small", "weights": "random", "max_epochs": 1, "views": 1}
-    done = start(root=tmp_path / "work", raw=tmp_path / "raw", **only)
+    done = run_all(root=tmp_path / "work", raw=tmp_path / "raw", **only)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = aux.read_table(tmp_path / "work" / "results.csv")
     assert set(rows.model_id) == {"conv5small_dense1", "mobnet2_small"}
     run = next((tmp_path / "work" / "models").glob("mobnet2_small-*"))
-    model, names = aux.load_model(run / "model.keras")
-    assert set(names) == set(classes) and model.output_shape == (None, 2)
+    model, class_names = aux.load_model(run / "model.keras")
+    assert set(class_names) == set(classes) and model.output_shape == (None, 2)
     cells = nbformat.read(tmp_path / "work" / aux.NOTEBOOKS[2], as_version=4).cells
     shown = "".join(str(cell.outputs) for cell in cells if cell.cell_type == "code")
     assert "test accuracy" in shown and "(published 0." not in shown and "published runs" not in done.stdout
+
+
+# ── Notebooks of one's own ────────────────────────────────────────────────────────────────────────────────────────────
+
+OWN_CELLS = [
+    "import auxiliary as aux\nsettings = aux.Settings.from_environment()\nsmall = aux.CNN((4,), (4,), (8,))",
+    "for rate in (1e-3, 1e-2):\n    aux.train(settings, aux.Experiment(f'mine_{rate}', small, aux.Training(rate, 1)))",
+    "%%time\ntimed = aux.train(settings, aux.Experiment('timed', small, aux.Training(1e-3, 1)))",
+    "%time aux.train(settings, aux.Experiment('timed too', small, aux.Training(1e-3, 1)))",
+    "def fit(id, **changes):\n"
+    "    training = aux.Training(**{'learning_rate': 1e-3, 'epochs': 1} | changes)\n"
+    "    return aux.train(settings, aux.Experiment(id, small, training))\n"
+    "runs = [fit(f'batches of {size}', batch_size=size) for size in (8, 16)]",
+    "!echo a shell command",
+]
+OWN_IDS = ["mine_0.001", "mine_0.01", "timed", "timed too", "batches of 8", "batches of 16"]
+
+
+def test_a_notebook_of_ones_own_trains_in_loops_magics_and_functions(prepared, tmp_path, monkeypatch):
+    own = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in OWN_CELLS])
+    own.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    folder = tmp_path / "elsewhere"  # not in the repository: the package is installed
+    folder.mkdir()
+    nbformat.write(own, folder / "own.ipynb")
+    for name in ("root", "raw", "image_size", "weights"):
+        monkeypatch.setenv(f"ANIMALS10_{name.upper()}", str(getattr(prepared, name)))
+    papermill.execute_notebook(folder / "own.ipynb", folder / "done.ipynb", cwd=folder, progress_bar=False)
+    assert aux.read_table(prepared.results).model_id.tolist() == OWN_IDS
+    # The same experiment is finished, whoever asks for it; another one trains as ever.
+    finished = aux.train(prepared, aux.Experiment("timed", aux.CNN((4,), (4,), (8,)), aux.Training(1e-3, 1)))
+    assert len(aux.stored_runs(prepared.root)) == len(OWN_IDS) and finished.path
+    assert aux.train(prepared, aux.find_experiment("mobnet2_small_notraining")).path
+    assert len(aux.stored_runs(prepared.root)) == len(OWN_IDS) + 1
+
+
+def test_cells_of_ones_own_in_a_notebook_of_the_study_disturb_no_training(prepared, tmp_path, monkeypatch, capsys):
+    for name in aux.NOTEBOOKS:
+        text = "%time aux.train(settings, mine)\nfor rate in rates:\n    aux.train(settings, !broken\n'own_id'"
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text)]), tmp_path / name)
+    monkeypatch.setattr(notebooks, "REPOSITORY", tmp_path)
+    notebooks.check_only(("own_id", "mobnet2_small"))
+    assert not capsys.readouterr().out
+    own = aux.Experiment("own_id", aux.CNN((4,), (4,), (8,)), aux.Training(1e-3, 1))
+    assert aux.train(prepared, own).path
+
+
+# ── ANIMALS10_ONLY ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_typing_error_in_only_is_one_line_that_names_the_nearest(capsys):
+    notebooks.check_only(())
+    notebooks.check_only(("mobnet2_small", "base_meansamp_augment+"))
+    assert not capsys.readouterr().out
+    for wrong in ("mobnet2_smal", "resnet2_smalll", "conv4dens2"):
+        with pytest.raises(aux.UserError, match=rf"ANIMALS10_ONLY is '{wrong}'.*nearest are \w+") as error:
+            notebooks.check_only(("mobnet2_small", wrong))
+        assert "\n" not in str(error.value)
+    with pytest.raises(aux.UserError, match=r"nearest are mobnet2_small"):
+        notebooks.check_only(("mobnet2_smal",))
+
+
+def test_an_id_of_ones_own_in_only_is_accepted_with_a_message(capsys):
+    notebooks.check_only(("my_little_network",))
+    assert capsys.readouterr().out.startswith("my_little_network is not in the catalogue: ")
+
+
+# ── Printed results ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_results_are_printed_by_validation_accuracy(tmp_path, capsys):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    notebooks.print_results(settings)
+    assert "no run is trained yet" in capsys.readouterr().out
+    row = dict.fromkeys(RESULT_COLUMNS, 1)
+    row |= {"dataset": "mine", "image_size": 224, "weights": "none", "time": "2026-01-01"}
+    rows = [
+        row | {"model_id": "best on test", "run_id": "a", "acc_val": 0.5, "accuracy": 0.9},
+        row | {"model_id": "best on validation", "run_id": "b", "acc_val": 0.8, "accuracy": 0.7},
+        row
+        | {"model_id": "mobnet2_small", "learning_rate": 7e-4, "epochs": 15, "run_id": "c"}
+        | {"acc_val": 0.625, "accuracy": 0.6},
+    ]
+    aux.write_table(pd.DataFrame(rows), settings.results)
+    notebooks.print_results(settings)
+    printed = capsys.readouterr().out
+    published, others = printed.split("Other runs, best validation accuracy first")
+    assert "1 of 42 published runs" in published and "mobnet2_small" in published
+    assert "0.953" in published and "0.625" in published and "0.6" in published
+    assert 0 < others.index("best on validation") < others.index("best on test")
+
+
+# ── Stored figures ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def as_png(pixels: np.ndarray) -> bytes:
@@ -64,15 +163,27 @@ def test_stored_figures_are_smaller_and_look_the_same():
     chart[40:80, 20:140, :3] = rng.integers(0, 120, (40, 120, 1))  # opaque, of few colours
     photograph = rng.integers(0, 256, (60, 60, 4))
     photograph[..., 3] = 255
-    veiled = np.full((60, 60, 4), 100)
-    for pixels in (chart, photograph, veiled):
+    transparent = np.full((60, 60, 4), 100)
+    for pixels in (chart, photograph, transparent):
         png = as_png(pixels)
-        found = run_notebooks.smaller(png)
-        loss = np.abs(pixels_of(found) - pixels).max()
-        assert loss <= run_notebooks.LOSS if pixels is chart else loss == 0
-        assert len(found) < len(png) or (pixels is veiled and found == png)
-        assert run_notebooks.smaller(found) == found
+        found = notebooks.compress_png(png)
+        change = np.abs(pixels_of(found) - pixels).max()
+        assert change <= notebooks.COLOUR_TOLERANCE if pixels is chart else change == 0
+        assert len(found) < len(png) or (pixels is transparent and found == png)
+        assert notebooks.compress_png(found) == found
     outputs = [nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(as_png(chart)).decode()})]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=outputs)])
-    run_notebooks.shrink(notebook)
-    assert np.abs(pixels_of(base64.b64decode(outputs[0].data["image/png"])) - chart).max() <= run_notebooks.LOSS
+    notebooks.compress_figures(notebook)
+    stored = pixels_of(base64.b64decode(outputs[0].data["image/png"]))
+    assert np.abs(stored - chart).max() <= notebooks.COLOUR_TOLERANCE
+
+
+def test_a_stored_notebook_keeps_nothing_that_changes_from_run_to_run(tmp_path):
+    outputs = [nbformat.v4.new_output("stream", name=name, text=name) for name in ("stdout", "stderr")]
+    cell = nbformat.v4.new_code_cell("1", outputs=outputs, execution_count=1, metadata={"execution": {"iopub": "now"}})
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {}, "language_info": {"name": "python"}})
+    nbformat.write(notebook, tmp_path / "executed.ipynb")
+    notebooks.store_notebook(tmp_path / "executed.ipynb", tmp_path / "stored.ipynb")
+    stored = nbformat.read(tmp_path / "stored.ipynb", as_version=4)
+    assert not stored.metadata and not stored.cells[0].metadata
+    assert [output.name for output in stored.cells[0].outputs] == ["stdout"]

@@ -8,26 +8,31 @@ from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
-from scripts import report
+from animals10.csv_append import append_row
+from animals10.report import collect, render
+from animals10.report_charts import VEGA_LITE, at_least_a_decade, cost_chart, looks_of
+from animals10.results import RESULT_COLUMNS
+from animals10.runs import EFFICIENCY
 
 
 @pytest.fixture
 def workspace(settings):
     """Three runs: one that was published, too, one that was not, and one whose folder is gone."""
     settings = settings.model_copy(update={"image_size": 224, "max_epochs": 1})
-    aux.resize_photographs(settings, aux.scan_photographs(settings))
+    aux.resize_images(settings, aux.scan_images(settings))
     tiny = aux.CNN((2,), (16,), (4,), (0.1,))
-    published = aux.train(settings, "conv4dense2", tiny, learning_rate=7e-4, epochs=25)
-    aux.train(settings, "own", tiny, learning_rate=1e-2, epochs=1)
-    gone = published.record["row"] | {"model_id": "gone", "run_id": "gone-1", "time": "2026-01-01 00:00:00"}
-    (settings.data / "processed-overview.csv").unlink()  # of three classes: beside those no published run is shown
-    aux.append_row(settings.results, gone | {"accuracy": 0, "dataset": "other"}, aux.RESULT_COLUMNS)
+    published = aux.train(settings, aux.Experiment("conv4dense2", tiny, aux.Training(7e-4, epochs=25)))
+    own = aux.Training(1e-2, epochs=1, augmentation=aux.Augmentation(vertical_flip=False))
+    aux.train(settings, aux.Experiment("own", tiny, own))
+    gone = published.row | {"model_id": "gone", "run_id": "gone-1", "time": "2026-01-01 00:00:00"}
+    (settings.data / "processed-overview.csv").unlink()  # its classes are not the study's: no published run would show
+    append_row(settings.results, gone | {"accuracy": 1, "acc_val": 0, "dataset": "other"}, RESULT_COLUMNS)
     return settings
 
 
 def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     page = tmp_path / "report.html"
-    page.write_text(report.render(workspace), encoding="utf-8")
+    page.write_text(render(workspace), encoding="utf-8")
     browser.get(page.as_uri())
     wait = WebDriverWait(browser, 20)
 
@@ -40,15 +45,15 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     wait.until(lambda _: find("html[data-ready]"))
     assert browser.title == "Animals-10: runs and results" and find("html[lang=en]") and find("#runs caption")
 
-    # measured runs by accuracy; published ones that are not measured wait behind a filter
+    # Measured runs by validation accuracy, whatever their test accuracy; a filter hides those that are not measured.
     assert set(runs()[:2]) == {"conv4dense2", "own"} and runs()[2:] == ["gone"]
     assert find("#runs thead th:nth-child(2)[aria-sort=descending]")
     row = next(row for row in find("#runs tbody tr") if row.text.startswith("conv4dense2"))
-    assert "0.615" in row.text and "not judged: measured on raw" in row.text
+    assert "0.615" in row.text and "not compared: measured on raw" in row.text
     bar = row.find_element(By.CSS_SELECTOR, ".interval")
     assert "95 % interval" in bar.get_attribute("aria-label") and "published 0.615" in bar.get_attribute("aria-label")
 
-    # sorted by the keyboard, up and down
+    # Sorted by the keyboard, up and down.
     sort = find("#runs thead th:nth-child(1) .dt-column-order")[0]
     sort.send_keys(Keys.ENTER)
     wait.until(lambda _: find("#runs thead th:nth-child(1)[aria-sort=ascending]"))
@@ -57,7 +62,7 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     wait.until(lambda _: find("#runs thead th:nth-child(1)[aria-sort=descending]"))
     assert runs() == ["own", "gone", "conv4dense2"]
 
-    # filtered, and the charts with the table
+    # Filtered, and the charts with the table.
     browser.execute_script("document.getElementById('costs').scrollIntoView()")
     points = "#costs .chart[data-chart=params] .layer_3_marks path"
     wait.until(lambda _: len(find(points)) == 3)
@@ -74,24 +79,25 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     for name in ("notebook", "backbone"):  # and back
         Select(find(f"#filter-{name}")[0]).select_by_visible_text("all")
 
-    # a run opens, shows all that is stored, and closes
+    # A run opens, shows all that is stored, and closes.
     link = next(link for link in find("#runs tbody a") if link.text == "own")
     link.send_keys(Keys.ENTER)
     wait.until(lambda _: len(find("#view[open] .chart svg")) == 3)
     view = find("#view")[0]
     headings = [heading.text for heading in view.find_elements(By.TAG_NAME, "h3")]
-    assert headings[:3] == ["Learning curves", "Confusion matrix", "Each class"] and "Network" in headings
-    assert "learning rate\n0.01" in view.text and browser.current_url.endswith(link.get_attribute("hash"))
+    assert headings[:3] == ["Learning curves", "Confusion matrix", "Classification report"] and "Network" in headings
+    assert "learning rate\n0.01" in view.text and "pool sizes\n16" in view.text and "brightness 0.1," in view.text
+    assert browser.current_url.endswith(link.get_attribute("hash"))
     counts = [mark.text for mark in find("#view [data-chart=confusion] .mark-text.role-mark text")]
-    assert sum(map(int, counts)) == 5  # test pictures
+    assert sum(map(int, counts)) == 5  # test images
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     wait.until(lambda _: not find("#view[open]"))
     assert "#" not in browser.current_url and browser.switch_to.active_element == link
 
-    # a link leads to a run; one without a folder says so
+    # A link leads to a run; one without a folder says so.
     browser.get(page.as_uri() + "#gone-1")
     wait.until(lambda _: find("#view[open] h2"))
-    assert "gone" in find("#view h2")[0].text and "is not there" in find("#view")[0].text
+    assert "gone" in find("#view h2")[0].text and "is missing" in find("#view")[0].text
     assert not find("#view .chart") and "learning rate" in find("#view")[0].text
 
     browser.set_window_size(500, 900)
@@ -99,55 +105,77 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
-def test_pictures_only_if_asked_and_one_clear_line_for_what_cannot_be_read(workspace):
-    assert "data:image/jpeg" not in report.render(workspace)
-    assert "data:image/jpeg" in report.render(workspace, pictures=True)
-    folder = next((workspace.root / "models").glob("own-*"))
+def test_images_only_if_asked_and_one_clear_line_for_what_cannot_be_read(workspace):
+    assert "data:image/jpeg" not in render(workspace)
+    assert "data:image/jpeg" in render(workspace, with_images=True)
+    folder = next(workspace.models.glob("own-*"))
     (folder / "predictions.csv").unlink()
-    assert "predictions.csv is missing" in report.render(workspace)
+    assert "predictions.csv is missing" in render(workspace)
     (folder / "history.csv").write_text("", encoding="utf-8")
-    with pytest.raises(aux.StudyError, match=r"own-.*history.csv is no csv table"):
-        report.render(workspace)
+    with pytest.raises(aux.UserError, match=r"own-.*history.csv is not a csv table"):
+        render(workspace)
+    (folder / "run.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(aux.UserError, match=r"own-.* cannot be read \(KeyError: 'spec'\)"):
+        render(workspace)
     (folder / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(aux.StudyError, match=r"own-.* cannot be read \(JSONDecodeError"):
-        report.render(workspace)
+    with pytest.raises(aux.UserError, match=r"own-.*run.json is damaged \(JSONDecodeError"):
+        render(workspace)
     aux.write_table(aux.read_table(workspace.results).drop(columns="repetition"), workspace.results)
-    with pytest.raises(aux.StudyError, match="lacks the columns repetition"):
-        report.render(workspace)
+    with pytest.raises(aux.UserError, match="lacks the columns repetition"):
+        render(workspace)
 
 
-def test_of_repeated_runs_the_latest_is_judged(tmp_path):
+@pytest.fixture
+def row():
+    """A row of results.csv on all of Animals-10."""
+    row = dict.fromkeys(RESULT_COLUMNS, 1) | {"dataset": "animals10", "weights": "none", "image_size": 224}
+    row |= {"model_id": "own", "run_id": "a", "time": "2026-01-01", "learning_rate": 0.1}
+    return row | {"accuracy_low": 0.6, "accuracy_high": 0.7}
+
+
+def test_only_the_latest_run_is_compared_with_the_published_one(tmp_path, row):
     settings = aux.Settings(root=tmp_path, raw=tmp_path)
-    row = dict.fromkeys(aux.RESULT_COLUMNS, 1) | {"dataset": "animals10", "weights": "none", "image_size": 224}
-    row |= {"model_id": "conv4dense2", "learning_rate": 7e-4, "epochs": 25, "accuracy_low": 0.6, "accuracy_high": 0.7}
+    row |= {"model_id": "conv4dense2", "learning_rate": 7e-4, "epochs": 25}
     for run_id, time in {"a": "2026-01-02", "b": "2026-01-01"}.items():
-        aux.append_row(settings.results, row | {"run_id": run_id, "time": time}, aux.RESULT_COLUMNS)
-    foreign = row | {"run_id": "c", "model_id": "</script><b>", "repetition": 3}
-    aux.append_row(settings.results, foreign, aux.RESULT_COLUMNS)
-    table = report.collect(settings)
-    found = table[table.measured].set_index("run_id").verdict.to_dict()
-    assert found == {"a": "inside the interval", "b": "not judged: a later run counts", "c": "no published run"}
-    assert len(table) == 42 + 2
-    page = report.render(settings)
+        append_row(settings.results, row | {"run_id": run_id, "time": time}, RESULT_COLUMNS)
+    append_row(settings.results, row | {"run_id": "c", "model_id": "</script><b>", "repetition": 3}, RESULT_COLUMNS)
+    table = collect(settings)
+    found = table[table.measured].set_index("run_id").agreement.to_dict()
+    later = "not compared: a later run counts"
+    assert found == {"a": "within the 95 % interval", "b": later, "c": "no published run"}
+    assert len(table) == 42 + 2 and table.label.is_unique
+    page = render(settings)
     assert "</script><b>" not in page and "&lt;/script&gt;&lt;b&gt;" in page
 
 
-def test_what_a_run_costs_is_shown_once_it_was_measured(tmp_path):
+def test_the_best_run_is_chosen_by_validation(tmp_path, row):
     settings = aux.Settings(root=tmp_path, raw=tmp_path)
-    row = dict.fromkeys(aux.RESULT_COLUMNS, 1) | {"model_id": "own", "run_id": "a", "time": "2026-01-01"}
-    aux.append_row(settings.results, row, aux.RESULT_COLUMNS)
-    assert 'data-chart="predict_ms"' not in report.render(settings)
-    found = dict(zip(aux.storage.EFFICIENCY, (9.5, 300.25, 40.125, 20.5), strict=True))
-    file = settings.root / "models" / "own-a" / "efficiency.json"
+    values = {"a": (0.6, 0.9), "b": (0.8, 0.5), "c": (None, 1.0), "d": (0.7, 0.7)}  # validation and test accuracy
+    for run_id, (acc_val, accuracy) in values.items():
+        new = {"run_id": run_id, "model_id": f"own_{run_id}", "acc_val": acc_val, "accuracy": accuracy}
+        append_row(settings.results, row | new, RESULT_COLUMNS)
+    table = collect(settings)
+    assert list(table.run_id[:4]) == ["b", "d", "a", "c"] and not table.measured[4:].any()
+    assert list(table[4:].acc_val_published.dropna()) == sorted(table.acc_val_published.dropna(), reverse=True)
+    page = " ".join(render(settings).split())
+    assert '<a href="#b">own_b</a> has the highest validation accuracy, 0.800, and a test accuracy of 0.500' in page
+
+
+def test_efficiency_is_shown_once_it_was_measured(tmp_path, row):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    append_row(settings.results, row, RESULT_COLUMNS)
+    assert 'data-chart="predict_ms"' not in render(settings)
+    found = dict(zip(EFFICIENCY, (9.5, 300.25, 40.125, 20.5), strict=True))
+    file = settings.models / "own-a" / "efficiency.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(found | {"device": "CPU"}), encoding="utf-8")
-    table = report.collect(settings)
+    table = collect(settings)
     assert table[table.measured][[*found]].to_dict("records") == [found]
-    page = report.render(settings)
+    page = render(settings)
     assert 'data-chart="predict_ms"' in page and 'data-chart="multiply_adds"' in page and "<dd>20.5</dd>" in page
     file.write_text("{}", encoding="utf-8")
-    with pytest.raises(aux.StudyError, match=r"own-a/efficiency.json is damaged .*make efficiency"):
-        report.render(settings)
+    with pytest.raises(aux.UserError, match=r"own-a/efficiency.json is damaged .*make efficiency"):
+        render(settings)
 
 
 def test_the_pareto_front():
@@ -156,8 +184,13 @@ def test_the_pareto_front():
         {"run": run, "params": params, "accuracy": accuracy, "low": 0.1, "high": 1, "setting": "s", "backbone": "x"}
         for run, (params, accuracy) in values.items()
     ]
-    assert report.decade([299.7, 299.8]) == pytest.approx([94.8, 948], rel=1e-3) and report.decade([2, 90]) == [2, 90]
-    chart = report.cost("params", ["x"], [1, 10]).to_dict() | {"datasets": {"rows": rows}, "width": 300}
-    drawn = vl_convert.vegalite_to_vega(json.dumps(chart), vl_version=report.VEGA_LITE)
+    assert at_least_a_decade([299.7, 299.8]) == pytest.approx([94.8, 948], rel=1e-3)
+    assert at_least_a_decade([2, 90]) == [2, 90]
+    chart = cost_chart("params", ["x"], [1, 10]).to_dict() | {"datasets": {"rows": rows}, "width": 300}
+    drawn = vl_convert.vegalite_to_vega(json.dumps(chart), vl_version=VEGA_LITE)
     svg = vl_convert.vega_to_svg(drawn)
     assert svg.count('stroke-width="1.4"') == 3
+
+
+def test_no_two_backbones_look_the_same():
+    assert len(set(looks_of(["from scratch", *aux.BACKBONES]))) == len(aux.BACKBONES) + 1

@@ -3,8 +3,10 @@ import importlib.util
 import kagglehub
 import pytest
 
-import auxiliary as aux
-from scripts.download import download
+from animals10.dataset import download
+from animals10.files import UserError
+from animals10.preprocessing import scan_images
+from animals10.settings import SAMPLE, Settings
 
 
 @pytest.mark.parametrize(
@@ -16,64 +18,94 @@ from scripts.download import download
         ("MAX_EPOCHS", "0", "1"),
         ("FORCE", "maybe", "boolean"),
         ("SPLIT", "random", "'grouped' or 'published'"),
+        ("FEATURE_CACHE", "float64", "'float16', 'float32' or 'off'"),
         ("WEIGHTS", "/no/such/folder", "imagenet, random or an existing folder"),
-        ("ONLY", "mobnet2_smal", "mobnet2_small"),
         ("EPOCHS", "3", "not permitted"),
+        ("STORE", "off", "not permitted"),
     ],
 )
-def test_a_senseless_value_is_one_line_with_name_value_and_what_is_allowed(name, value, allowed):
-    with pytest.raises(aux.StudyError) as error:
-        aux.Settings.from_environment({"ANIMALS10_PROFILE": "full", f"ANIMALS10_{name}": value})
+def test_an_invalid_value_is_one_line_with_name_value_and_what_is_allowed(name, value, allowed):
+    with pytest.raises(UserError) as error:
+        Settings.from_environment({"ANIMALS10_PROFILE": "full", f"ANIMALS10_{name}": value})
     message = str(error.value)
     assert f"ANIMALS10_{name}" in message and value in message and allowed in message and "\n" not in message
 
 
-def test_without_photographs_the_sample_is_used_and_said(capsys, tmp_path):
-    settings = aux.Settings.from_environment({"ANIMALS10_ROOT": str(tmp_path)})
-    assert (settings.profile, settings.weights, settings.raw, settings.root) == (
-        "sample",
-        "random",
-        aux.SAMPLE,
-        tmp_path,
-    )
+def test_without_images_the_sample_is_used_with_a_message(capsys, tmp_path):
+    settings = Settings.from_environment({"ANIMALS10_ROOT": str(tmp_path)})
+    assert (settings.profile, settings.weights, settings.raw, settings.root) == ("sample", "random", SAMPLE, tmp_path)
     assert "sample profile" in capsys.readouterr().out
 
 
 def test_a_raw_folder_that_was_named_never_falls_back_to_the_sample(tmp_path):
-    settings = aux.Settings.from_environment({"ANIMALS10_RAW": str(tmp_path / "none"), "ANIMALS10_ONLY": ""})
+    settings = Settings.from_environment({"ANIMALS10_RAW": str(tmp_path / "none"), "ANIMALS10_ONLY": ""})
     assert settings.profile == "full" and settings.weights == "imagenet" and settings.only == ()
-    with pytest.raises(aux.StudyError, match="There is no folder"):
-        aux.scan_photographs(settings)
+    with pytest.raises(UserError, match="There is no folder"):
+        scan_images(settings)
 
 
-def test_photographs_in_the_workspace_are_found(draw, tmp_path):
+def test_images_in_the_workspace_are_found(draw, tmp_path):
     draw(tmp_path / "data" / "raw-img" / "cane" / "a.jpg")
-    assert aux.Settings.from_environment({"ANIMALS10_ROOT": str(tmp_path)}).profile == "full"
+    assert Settings.from_environment({"ANIMALS10_ROOT": str(tmp_path)}).profile == "full"
 
 
-def test_ids_are_read_from_the_notebooks():
-    settings = aux.Settings.from_environment(
-        {"ANIMALS10_PROFILE": "sample", "ANIMALS10_ONLY": "resnet2_small, mobnet2_small"}
-    )
-    assert settings.only == ("resnet2_small", "mobnet2_small")
-    assert {"base_meansamp_augment+", "effnet2S_small"} <= set(aux.model_ids())
+def test_every_setting_is_an_environment_variable(tmp_path):
+    values = {"ROOT": tmp_path, "RAW": tmp_path, "IMAGE_SIZE": 96, "WEIGHTS": tmp_path, "MAX_EPOCHS": 2, "FORCE": 1}
+    values |= {"SPLIT": "published", "SEED": 7, "FEATURE_CACHE": "off", "VIEWS": 2, "DETERMINISTIC": "yes"}
+    values |= {"PROFILE": "full", "ONLY": "a", "TENSORBOARD": "no"}
+    assert {name.lower() for name in values} == set(Settings.model_fields)
+    settings = Settings.from_environment({f"ANIMALS10_{name}": str(value) for name, value in values.items()})
+    assert (settings.image_size, settings.max_epochs, settings.seed, settings.views) == (96, 2, 7, 2)
+    assert (settings.force, settings.deterministic, settings.tensorboard) == (True, True, False)
+    assert (settings.feature_cache, settings.split, settings.weights) == ("off", "published", str(tmp_path))
+    assert settings.data == tmp_path / "data" and settings.models == tmp_path / "models"
 
 
-def test_tensorboard_is_optional_and_its_absence_is_said(monkeypatch):
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [("resnet2_small, mobnet2_small", ("resnet2_small", "mobnet2_small")), (",a b,,c+ ,", ("a", "b", "c+")), (",", ())],
+)
+def test_ids_are_separated_by_commas_and_blanks(text, ids):
+    assert Settings.from_environment({"ANIMALS10_PROFILE": "full", "ANIMALS10_ONLY": text}).only == ids
+
+
+def test_tensorboard_is_optional_and_its_absence_is_reported(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not aux.Settings.from_environment({"ANIMALS10_PROFILE": "full"}).tensorboard
-    with pytest.raises(aux.StudyError, match=r"ANIMALS10_TENSORBOARD is '1': .* `make extras`"):
-        aux.Settings.from_environment({"ANIMALS10_PROFILE": "full", "ANIMALS10_TENSORBOARD": "1"})
+    assert not Settings.from_environment({"ANIMALS10_PROFILE": "full"}).tensorboard
+    with pytest.raises(UserError, match=r"ANIMALS10_TENSORBOARD is '1': .* `make extras`"):
+        Settings.from_environment({"ANIMALS10_PROFILE": "full", "ANIMALS10_TENSORBOARD": "1"})
 
 
-def test_without_network_the_download_says_how_to_place_the_data(tmp_path, monkeypatch):
+def test_without_network_the_download_tells_how_to_place_the_data(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ConnectionError("no route to host\nand much more")
 
     monkeypatch.setattr(kagglehub, "dataset_download", fail)
     raw = tmp_path / "data" / "raw-img"
-    with pytest.raises(
-        aux.StudyError, match=rf"no route to host.*By hand: fetch https://www.kaggle.com.*{raw}"
-    ) as error:
-        download(aux.Settings(root=tmp_path, raw=raw))
+    message = rf"no route to host.*By hand: fetch https://www.kaggle.com.*{raw}"
+    with pytest.raises(UserError, match=message) as error:
+        download(Settings(root=tmp_path, raw=raw))
     assert "\n" not in str(error.value)
+
+
+def test_a_download_never_writes_into_a_folder_that_is_in_use(tmp_path, draw, capsys):
+    draw(tmp_path / "data" / "raw-img" / "stray.jpg")
+    with pytest.raises(UserError, match="a download needs an empty data/raw-img"):
+        download(Settings(root=tmp_path, raw=tmp_path / "data" / "raw-img"))
+    with pytest.raises(UserError, match="has no images in class folders"):
+        download(Settings(root=tmp_path, raw=tmp_path / "elsewhere"))
+    download(Settings(root=tmp_path, raw=SAMPLE))
+    assert "Nothing to download" in capsys.readouterr().out
+
+
+def test_a_download_that_succeeds_is_moved_into_place(tmp_path, monkeypatch, draw):
+    def fetch(name, output_dir):
+        assert name == "alessiocorrado99/animals10"
+        draw(tmp_path / "data" / ".download" / "nested" / "raw-img" / "cane" / "a.jpg")
+
+    monkeypatch.setattr(kagglehub, "dataset_download", fetch)
+    download(Settings(root=tmp_path, raw=tmp_path / "data" / "raw-img"))
+    assert [path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*.jpg")] == [
+        "raw-img/cane/a.jpg"
+    ]
+    assert not (tmp_path / "data" / ".download").exists()

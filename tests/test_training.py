@@ -5,14 +5,23 @@ import io
 import json
 import sys
 
+import keras
 import numpy as np
+import pandas as pd
 import pytest
 
 import auxiliary as aux
-from networks import Progress
+from animals10 import features
+from animals10.callbacks import ProgressLine
+from animals10.execution import class_weights, compile_model
+from animals10.input_pipeline import view_batches
+from animals10.results import RESULT_COLUMNS
 
 SMALL = aux.CNN((8, 8), (2, 2), (16,), (0.1,))
-OPTIONS = {"learning_rate": 1e-2, "epochs": 8}
+TRAINING = aux.Training(learning_rate=1e-2, epochs=8)
+SHORT = dataclasses.replace(TRAINING, epochs=1)
+HEAD = aux.Experiment("head", aux.Transfer("MobileNetV2", (8,)), SHORT)
+TUNED = aux.Experiment("tuned", aux.Transfer("MobileNetV2", (8,), unfreeze_last=5), aux.Training(1e-9, 1), HEAD)
 BOARD = importlib.util.find_spec("tensorboard") is not None  # `make extras` installs it
 
 
@@ -21,36 +30,33 @@ def rows(settings):
         return list(csv.DictReader(file))
 
 
+def changed(settings, **changes):
+    return settings.model_copy(update=changes)
+
+
 def test_a_run_learns_is_stored_whole_and_is_not_trained_twice(prepared):
-    run = aux.train(prepared, "small", SMALL, **OPTIONS)
-    row, history, predictions = run.record["row"], run.history, run.predictions
+    small = aux.Experiment("small", SMALL, TRAINING)
+    run = aux.train(prepared, small)
+    row, history, predictions = run.row, run.history, run.predictions
     assert row["accuracy"] >= 0.8  # red, green and blue
     assert row["accuracy"] == (predictions.category == predictions.predicted).mean()
-    assert (
-        row["best_epoch"] == history.val_loss.idxmin() + 1
-        and row["acc_val"] == history.val_accuracy[row["best_epoch"] - 1]
-    )
-    assert list(rows(prepared)[0]) == list(aux.RESULT_COLUMNS)
+    assert row["best_epoch"] == history.val_loss.idxmin() + 1
+    assert row["acc_val"] == history.val_accuracy[row["best_epoch"] - 1]
+    assert list(rows(prepared)[0]) == list(RESULT_COLUMNS)
     assert rows(prepared)[0]["run_id"] == row["run_id"] and len(rows(prepared)) == 1
-    empty = [name for name, value in row.items() if value in (None, "")]
-    assert set(empty) <= {"commit"}  # unknown only outside git
-    assert sorted(path.name for path in run.path.iterdir()) == [
-        "history.csv",
-        "model.keras",
-        "predictions.csv",
-        "run.json",
-    ]
-    again = aux.train(prepared, "small", SMALL, **OPTIONS)
-    assert again == run and len(rows(prepared)) == 1
-    forced = aux.train(prepared.model_copy(update={"force": True, "tensorboard": BOARD}), "small", SMALL, **OPTIONS)
+    assert {name for name, value in row.items() if value in (None, "")} <= {"commit"}  # unknown only outside git
+    files = ["history.csv", "model.keras", "predictions.csv", "run.json"]
+    assert sorted(path.name for path in run.path.iterdir()) == files
+    assert aux.train(prepared, small) == run and len(rows(prepared)) == 1
+    forced = aux.train(changed(prepared, force=True, tensorboard=BOARD), small)
     assert forced.path != run.path and len(rows(prepared)) == 2
     assert np.array_equal(forced.predictions.p_red, run.predictions.p_red)  # the same seed, the same model
-    other = aux.train(prepared, "small", SMALL, **OPTIONS, repetition=2)
+    other = aux.train(prepared, dataclasses.replace(small, repetition=2))
     assert not np.array_equal(other.predictions.p_red, run.predictions.p_red)
 
 
 def test_the_stored_weights_are_those_of_the_best_epoch(prepared):
-    run = aux.train(prepared, "small", SMALL, learning_rate=3e-2, epochs=6, patience=2)
+    run = aux.train(prepared, aux.Experiment("small", SMALL, aux.Training(3e-2, 6, patience=2)))
     model, names = aux.load_model(run.file("model.keras"))
     model.compile(loss="sparse_categorical_crossentropy")
     loss = model.evaluate(aux.batches(prepared, aux.load_splits(prepared).val), verbose=0)
@@ -58,78 +64,279 @@ def test_the_stored_weights_are_those_of_the_best_epoch(prepared):
     assert names == ("blue", "green", "red")
 
 
-def test_fine_tuning_continues_the_stored_model(prepared):
-    frozen = aux.Transfer("MobileNetV2", dense_units=(8,))
-    logged = prepared.model_copy(update={"tensorboard": BOARD})  # of no consequence, with many steps at once as well
-    head = aux.train(logged, "head", frozen, learning_rate=1e-2, epochs=1)
-    assert aux.train(prepared, "head", frozen, learning_rate=1e-2, epochs=1) == head
+# ── Experiments that start from others ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_fine_tuning_starts_from_the_stored_model_of_its_parent(prepared):
+    logged = changed(prepared, tensorboard=BOARD)  # of no consequence, with many steps per execution as well
+    runs = aux.train_all(logged, [TUNED, HEAD, TUNED])  # any order, duplicates once
+    run, head = runs["head"], aux.train(prepared, HEAD)
+    assert [one.model_id for one in runs] == ["tuned", "head", "tuned"] and len(rows(prepared)) == 2
+    assert head == run == runs[HEAD] and runs[0] == runs[2] == runs[TUNED]
     folders = {path.parent.name: path.parent.parent.name for path in prepared.root.glob("logs/*/*/events*")}
     assert folders.keys() == ({"train", "validation"} if BOARD else set())
-    assert all(name.startswith("head-2") for name in folders.values())
-    tuned = dataclasses.replace(frozen, unfreeze_last=5)
-    run = aux.train(prepared, "tuned", tuned, learning_rate=1e-9, epochs=1, continues=head)
-    assert run.record["spec"]["continues"]["model_id"] == "head"
-    assert np.allclose(run.predictions.p_red, head.predictions.p_red, atol=1e-3)  # starts where the head ended
-    assert run.record["row"]["trainable_params"] > head.record["row"]["trainable_params"]
-    absent = aux.Run("other head", why="not yet.")
-    with pytest.raises(aux.StudyError, match="tuned continues other head; train that first"):
-        aux.train(prepared, "tuned", tuned, learning_rate=1e-9, epochs=1, continues=absent)
+    tuned = runs[0]
+    assert np.allclose(tuned.predictions.p_red, head.predictions.p_red, atol=1e-3)  # starts where the head ended
+    assert tuned.row["trainable_params"] > head.row["trainable_params"]
+    assert tuned.record["init_weights_sha256"] == head.record["weights_sha256"]
+
+
+def test_a_missing_parent_is_trained_first_or_named_where_only_leaves_it_out(prepared, capsys):
+    with pytest.raises(aux.UserError, match=r"tuned is initialised from head, which is not.*Add head to ANIM"):
+        aux.train(changed(prepared, only=("tuned",)), TUNED)
+    assert not prepared.results.exists()
+    aux.train(prepared, TUNED)
+    assert [row["model_id"] for row in rows(prepared)] == ["head", "tuned"]
+    capsys.readouterr()
+
+
+def test_a_parent_that_is_trained_anew_makes_its_children_unfinished(prepared):
+    tuned = aux.train(prepared, TUNED)
+    head = aux.train(prepared, HEAD)
+    later = head.path.with_name(head.path.name.replace("head-2", "head-3"))  # a later run of the same experiment
+    later.mkdir()
+    for file in head.path.iterdir():
+        (later / file.name).write_bytes(file.read_bytes())
+    assert aux.train(prepared, TUNED) == tuned  # its weights are the same
+    record = head.record | {"weights_sha256": "other"}
+    (later / "run.json").write_text(json.dumps(record))
+    assert aux.train(prepared, TUNED) != tuned
+
+
+def test_a_stored_run_and_a_file_can_be_the_start_and_must_fit(prepared, tmp_path):
+    head = aux.train(prepared, HEAD)
+    file = tmp_path / "mine.keras"
+    file.write_bytes(head.file("model.keras").read_bytes())
+    for start in (head, file, str(file)):
+        run = aux.train(prepared, dataclasses.replace(TUNED, id=f"from {type(start).__name__}", init_from=start))
+        assert np.allclose(run.predictions.p_red, head.predictions.p_red, atol=1e-3)
+        assert run.record["init_weights_sha256"]
+    with pytest.raises(aux.UserError, match=r"wide cannot be initialised from .*mine.keras: that holds another"):
+        aux.train(prepared, aux.Experiment("wide", aux.Transfer("MobileNetV2", (9,)), SHORT, file))
+    with pytest.raises(aux.UserError, match="there is no such file"):
+        aux.train(prepared, dataclasses.replace(TUNED, init_from=tmp_path / "none.keras"))
+
+
+# ── What is trained, and what is not ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_only_trains_what_it_names_and_shows_what_is_stored(prepared, capsys):
-    only = prepared.model_construct(**dict(prepared) | {"only": ("other",)})
-    skipped = aux.train(only, "small", SMALL, **OPTIONS)
-    assert skipped.path is None and "ANIMALS10_ONLY" in capsys.readouterr().out and not prepared.results.exists()
+    small = aux.Experiment("small", SMALL, SHORT)
+    only = changed(prepared, only=("other",))
+    skipped = aux.train(only, small)
+    assert skipped.path is None and not prepared.results.exists()
+    assert "Left out by ANIMALS10_ONLY and not trained: small." in capsys.readouterr().out
     aux.show_run(skipped)
-    assert "not trained here" in capsys.readouterr().out
-    stored = aux.train(prepared, "small", SMALL, **OPTIONS | {"epochs": 1})
-    forced = prepared.model_construct(**dict(only) | {"force": True})
-    assert aux.train(forced, "small", SMALL, **OPTIONS | {"epochs": 1}) == stored
+    assert "ANIMALS10_ONLY leaves it out" in capsys.readouterr().out
+    stored = aux.train(prepared, small)
+    assert aux.train(changed(only, force=True), small) == stored
 
 
-def test_a_backbone_without_weights_is_skipped_aloud(prepared, capsys, tmp_path):
-    settings = prepared.model_copy(update={"weights": str(tmp_path)})
-    run = aux.train(settings, "resnet", aux.Transfer("ResNet50V2"), **OPTIONS)
+def test_one_failing_experiment_keeps_the_others_and_names_its_children(prepared, capsys):
+    @dataclasses.dataclass(frozen=True)
+    class Broken(aux.CNN):
+        def build(self, n_classes, image_size, weights=None):
+            raise RuntimeError("no such layer")
+
+    broken = aux.Experiment("broken", aux.CNN((8, 8), (20, 20)), SHORT)  # too many pooling layers for 32 pixels
+    child = aux.Experiment("child", aux.CNN((8, 8), (20, 20)), SHORT, broken)
+    good = aux.Experiment("good", SMALL, SHORT)
+    message = r"2 of 3 experiments failed.*broken .*too small.*child .*not trained: it failed"
+    with pytest.raises(aux.UserError, match=message):
+        aux.train_all(prepared, [broken, child, good])
+    assert [row["model_id"] for row in rows(prepared)] == ["good"]
+    with pytest.raises(RuntimeError, match="no such layer"):  # an error of one's own network keeps its stack trace
+        aux.train(prepared, aux.Experiment("mine", Broken((4,), (2,)), SHORT))
+
+
+def test_a_backbone_without_weights_is_skipped_with_a_message(prepared, capsys, tmp_path):
+    settings = changed(prepared, weights=str(tmp_path))
+    run = aux.train(settings, aux.Experiment("resnet", aux.Transfer("ResNet50V2"), SHORT))
     assert run.path is None and "there is no ResNet50V2.weights.h5" in capsys.readouterr().out
     assert not settings.results.exists()
 
 
-def test_zero_epochs_judge_the_model_as_it_is(prepared):
-    run = aux.train(prepared, "untrained", SMALL, learning_rate=1e-2, epochs=0)
-    assert run.record["row"]["epochs_run"] == 0 and run.record["row"]["acc_val"] is None
-    assert aux.plot_run(run).axes
+def test_zero_epochs_evaluate_the_model_without_training(prepared):
+    run = aux.train(prepared, aux.Experiment("untrained", SMALL, aux.Training(1e-2, 0)))
+    assert run.row["epochs_run"] == 0 and run.row["acc_val"] is None and run.history.empty
+    assert f"test accuracy {run.row['accuracy']:.3f}" in aux.plot_run(run).get_label()
 
 
 def test_a_row_that_a_kill_lost_is_appended_from_the_folder(prepared):
-    run = aux.train(prepared, "small", SMALL, **OPTIONS | {"epochs": 1})
+    small = aux.Experiment("small", SMALL, SHORT)
+    run = aux.train(prepared, small)
     prepared.results.unlink()
-    aux.train(prepared, "small", SMALL, **OPTIONS | {"epochs": 1})
-    assert [row["run_id"] for row in rows(prepared)] == [run.record["row"]["run_id"]]
+    aux.train(prepared, small)
+    assert [row["run_id"] for row in rows(prepared)] == [run.row["run_id"]]
+
+
+# ── Networks of one's own ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallResNet:
+    filters: int = 8
+    blocks: int = 2
+    logits: bool = False
+
+    def build(self, n_classes, image_size, weights=None):
+        inputs = keras.Input((image_size, image_size, 3))
+        x = keras.layers.Conv2D(self.filters, 3, strides=2, padding="same")(keras.layers.Rescaling(1 / 255)(inputs))
+        for _ in range(self.blocks):
+            y = keras.layers.BatchNormalization()(x)
+            y = keras.layers.Conv2D(self.filters, 3, padding="same", activation="relu")(y)
+            x = x + y
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        outputs = keras.layers.Dense(n_classes, activation=None if self.logits else "softmax")(x)
+        return keras.Model(inputs, outputs)
+
+
+def test_a_network_of_ones_own_is_trained_like_any_other(prepared):
+    mine = aux.Experiment("mine", SmallResNet(), TRAINING)
+    run = aux.train(prepared, mine)
+    assert aux.train(prepared, mine) == run and run.row["weights"] == "none"
+    assert run.record["spec"]["model"] == {"type": "SmallResNet", "filters": 8, "blocks": 2, "logits": False}
+    assert "class SmallResNet" in run.record["source"]
+    assert aux.train(prepared, dataclasses.replace(mine, model=SmallResNet(blocks=1))) != run
+    with pytest.raises(aux.UserError, match="no probabilities: end it with a softmax"):
+        aux.train(prepared, dataclasses.replace(mine, id="logits", model=SmallResNet(logits=True)))
+    assert [row["model_id"] for row in rows(prepared)] == ["mine", "mine"]
+    assert set(aux.results_table(prepared).model_id) == {"mine"}
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnHead:
+    """A frozen network of one's own with a split layer, so that its features are cached."""
+
+    units: int = 8
+
+    def build(self, n_classes, image_size, weights=None):
+        inputs = keras.Input((image_size, image_size, 3))
+        x = keras.layers.Conv2D(8, 3, strides=4, trainable=False)(keras.layers.Rescaling(1 / 255)(inputs))
+        x = keras.layers.Dropout(0.5, trainable=False)(x)
+        x = keras.layers.GlobalAveragePooling2D(name="split")(x)
+        x = keras.layers.Dense(self.units, activation="relu")(x)
+        return keras.Model(inputs, keras.layers.Dense(n_classes, activation="softmax")(x))
+
+    def split_layer(self, model):
+        return "split"
+
+
+# ── The feature cache ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "model",
+    # One head stands for all: pooled features come from the same pass as the features of a split layer.
+    [
+        aux.Transfer("MobileNetV2", (8,), (0.2,)),
+        aux.Transfer("MobileNetV2", (8,), (0.2,), unfreeze_last=20),
+        OwnHead(),
+        pytest.param(aux.Transfer("EfficientNetV2S", (8,), (0.2,), unfreeze_last=30), marks=pytest.mark.slow),
+        pytest.param(aux.Transfer("ResNet50V2", (8,), (0.2,), unfreeze_last=20), marks=pytest.mark.slow),
+        pytest.param(aux.Transfer("ConvNeXtTiny", (8,), (0.2,), unfreeze_last_blocks=1), marks=pytest.mark.slow),
+        pytest.param(aux.Transfer("MobileNetV3Small", (8,), (0.2,), unfreeze_last_blocks=2), marks=pytest.mark.slow),
+        pytest.param(aux.Transfer("DenseNet121", (8,), (0.2,), unfreeze_last_blocks=2), marks=pytest.mark.slow),
+    ],
+    ids=lambda model: f"{getattr(model, 'backbone', 'own')}-{getattr(model, 'unfreeze_last', '')}",
+)
+def test_training_on_cached_features_is_training_the_whole_model(prepared, model):
+    training = aux.Training(1e-3, 2, batch_size=16, augmentation=None)
+    experiment = aux.Experiment("run", model, training)
+    runs = [aux.train(changed(prepared, feature_cache=cache), experiment) for cache in ("float32", "off")]
+    losses = [run.history[["loss", "val_loss"]].to_numpy() for run in runs]
+    assert runs[0] != runs[1] and losses[0].shape == (2, 2) and np.allclose(*losses, rtol=1e-4)
+    probabilities = [run.predictions[["p_blue", "p_green", "p_red"]].to_numpy() for run in runs]
+    assert np.allclose(*probabilities, atol=1e-4)
+    assert len(list((prepared.data / "features").glob("[!.]*"))) == 3  # training, validation, test
+
+
+def test_the_saved_model_gives_the_predictions_of_its_trained_part(prepared):
+    model = aux.Transfer("MobileNetV2", (8,), unfreeze_last=20)
+    run = aux.train(prepared, aux.Experiment("run", model, aux.Training(1e-3, 2)))  # float16 features in training
+    model, names = aux.load_model(run.file("model.keras"))
+    test = aux.load_splits(prepared).test
+    again = aux.predict_table(model, aux.batches(prepared, test), test, names)
+    assert np.allclose(again.p_red, run.predictions.p_red, atol=1e-5)
+
+
+def test_experiments_with_one_backbone_share_a_cache_and_a_repeated_image_is_computed_once(prepared, monkeypatch):
+    computed, cached_features = [], features.cached_features
+
+    def counting(*arguments):
+        *most, compute = arguments
+        return cached_features(*most, lambda start: (computed.append(len(part[0])) or part for part in compute(start)))
+
+    monkeypatch.setattr("animals10.data_preparation.cached_features", counting)
+    splits, training = aux.load_splits(prepared), aux.Training(1e-3, 1, class_balance="max")
+    expected = prepared.views * len(splits.train) + len(splits.val) + len(splits.test)
+    aux.train(prepared, aux.Experiment("a", aux.Transfer("MobileNetV2", (8,)), training))
+    assert sum(computed) == expected and len(aux.resample(splits.train, "max", prepared.seed)) > len(splits.train)
+    aux.train(prepared, aux.Experiment("b", aux.Transfer("MobileNetV2", (4, 4), (0.1, 0)), training))
+    aux.train(prepared, aux.Experiment("c", aux.Transfer("MobileNetV2", (8,), unfreeze_last=20), training))
+    assert sum(computed) == expected
+
+
+def test_each_epoch_sees_another_view(prepared):
+    part = aux.load_splits(prepared).train.head(3)
+    batches = view_batches(prepared, part, views=2, augmentation=aux.Augmentation(), batch_size=3)
+    first, second = [pixels.numpy() for pixels, _ in batches]
+    assert not np.array_equal(first, second)
+    later = next(iter(view_batches(prepared, part, 2, aux.Augmentation(), start=3, batch_size=3)))[0].numpy()
+    assert np.array_equal(second, later)
+
+
+# ── Training configuration and progress ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_training_configuration_sets_rate_loss_and_weights():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(4, activation="softmax")(inputs))
+    training = aux.Training(0.1, 10, label_smoothing=0.2, schedule="cosine", optimizer="sgd")
+    compile_model(model, training, steps=100)
+    assert isinstance(model.optimizer, keras.optimizers.SGD)
+    rates = [float(model.optimizer._learning_rate(step)) for step in (0, 10, 55, 100)]
+    assert np.allclose(rates, [0, 0.1, 0.05, 0], atol=1e-6)
+    probabilities = np.array([[0.7, 0.1, 0.1, 0.1]], "float32")
+    smoothed = np.array([0.85, 0.05, 0.05, 0.05])  # 0.2 spread over four classes
+    loss = float(np.mean(model.loss(np.array([0]), probabilities)))
+    assert loss == pytest.approx(-(smoothed * np.log(probabilities)).sum(), abs=1e-5)
+    assert class_weights(pd.Series([0, 0, 0, 1])) == pytest.approx({0: 4 / 6, 1: 2})
+
+
+def test_a_training_configuration_is_used_and_part_of_the_identity(prepared):
+    better = aux.Training(
+        1e-2, 3, class_balance="none", class_weights=True, label_smoothing=0.1, schedule="cosine", optimizer="adamw"
+    )
+    run = aux.train(prepared, aux.Experiment("small", SMALL, better))
+    plain = aux.train(prepared, aux.Experiment("small", SMALL, aux.Training(1e-2, 3, class_balance="none")))
+    assert plain != run and run.record["spec"]["training"]["class_weights"] and np.isfinite(run.history.val_loss).all()
+    assert not np.array_equal(plain.history.loss, run.history.loss)
 
 
 @pytest.mark.parametrize("ci", ["", "true"])
-def test_a_line_tells_how_far_training_is_to_whoever_sees_it(monkeypatch, ci):
+def test_a_line_shows_progress_to_whoever_can_see_it(monkeypatch, ci):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     monkeypatch.setenv("CI", ci)
-    bar = Progress("[3/42] mobnet2_small", range(3, 5), steps=10)  # three epochs are done
-    bar.on_train_begin()
-    for epoch, calls in ((3, range(10)), (4, [9])):  # step by step, or all at once
-        bar.on_epoch_begin(epoch)
+    line = ProgressLine("[3/42] mobnet2_small", range(3, 5), steps=10)  # three epochs are done
+    line.on_train_begin()
+    for epoch, calls in ((3, range(10)), (4, [9])):  # step by step, or all in one execution
+        line.on_epoch_begin(epoch)
         for batch in calls:
-            bar.on_train_batch_end(batch)
-        bar.on_epoch_end(epoch, {"val_accuracy": 0.944})
-    assert bar.bar.n == (0 if ci else 20)
-    bar.on_train_end()
-    lines = [line.strip() for line in terminal.getvalue().split("\r")]
+            line.on_train_batch_end(batch)
+        line.on_epoch_end(epoch, {"val_accuracy": 0.944})
+    assert line.bar.n == (0 if ci else 20)
+    line.on_train_end()
+    lines = [text.strip() for text in terminal.getvalue().split("\r")]
     assert (lines == [""]) if ci else ("[3/42] mobnet2_small  epoch 4/5  ? left at most" in lines)
     assert ci or lines[-1].startswith("[3/42] mobnet2_small  epoch 5/5  val accuracy 0.94  took 00:0")
 
 
-def test_figures_of_known_predictions():
-    table = aux.pd.DataFrame({"category": list("aaab"), "predicted": list("aabb")})
+def test_metrics_of_known_predictions():
+    table = pd.DataFrame({"category": list("aaab"), "predicted": list("aabb")})
     found = aux.metrics(table)
     assert found["accuracy"] == found["recall"] == 0.75 and found["precision"] == pytest.approx(0.875)
     # Wilson's interval for 3 of 4, by its formula
@@ -138,12 +345,3 @@ def test_figures_of_known_predictions():
     assert found["accuracy_low"] == pytest.approx((centre - half) / (1 + z * z / n), abs=1e-6)
     assert found["accuracy_high"] == pytest.approx((centre + half) / (1 + z * z / n), abs=1e-6)
     assert json.dumps(found)
-
-
-def test_a_recipe_is_part_of_a_run_and_the_studys_own_leaves_no_trace(prepared):
-    recipe = aux.Recipe(upright=True, class_weights=True, label_smoothing=0.1, cosine=True)
-    run = aux.train(prepared, "small", SMALL, **OPTIONS, class_balance="none", recipe=recipe)
-    assert run.record["spec"]["recipe"]["upright"] and np.isfinite(run.history.val_loss).all()
-    plain = aux.train(prepared, "small", SMALL, **OPTIONS, class_balance="none")
-    assert plain != run and "recipe" not in plain.record["spec"]
-    assert aux.train(prepared, "small", SMALL, **OPTIONS, class_balance="none", recipe=recipe) == run

@@ -1,0 +1,127 @@
+"""Benchmark of the input: resizing of images, and the speed and memory of the input pipeline."""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import psutil
+import tensorflow as tf
+from PIL import Image
+
+from .augmentation import Augmentation
+from .files import read_table, write_table
+from .input_pipeline import training_batches
+from .models import CNN
+from .preprocessing import resize_images
+from .settings import Settings
+
+EPOCH_SIZES = (2_000, 18_320)  # images per epoch for which memory is measured
+
+
+def median_seconds(function: Callable[[], object], repeat: int = 5) -> float:
+    """Returns the median duration of some calls, after one that does not count."""
+    function()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure_resizing(settings: Settings, overview: pd.DataFrame) -> None:
+    """Prints how fast images are resized: by notebook 01, by a simple loop, and by the bare calls on all cores."""
+    paths = [settings.raw / path for path in overview.relpath]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def resize(item: tuple[int, Path]) -> None:
+            index, path = item
+            with Image.open(path) as image:
+                small = image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+            small.save(f"{folder}/{index}.jpg", quality=90)
+
+        def in_a_loop() -> None:
+            for item in enumerate(paths):
+                resize(item)
+
+        def on_all_cores() -> None:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(resize, enumerate(paths)))
+
+        def notebook() -> None:
+            with tempfile.TemporaryDirectory() as root:
+                workspace = settings.model_copy(update={"root": Path(root)})
+                write_table(pd.DataFrame(columns=["relpath", "stage", "reason"]), workspace.data / "rejected.csv")
+                resize_images(workspace, overview)
+
+        calls = {"simple loop": in_a_loop, "bare calls on all cores": on_all_cores, "notebook 01": notebook}
+        rates = {name: len(paths) / median_seconds(call, 3) for name, call in calls.items()}
+    print("\nResizing, images per second:", {name: round(rate) for name, rate in rates.items()})
+    ratios = {name: rates["notebook 01"] / rates[name] for name in ("simple loop", "bare calls on all cores")}
+    print("notebook 01 is", " and ".join(f"{ratio:.2f} times as fast as {name}" for name, ratio in ratios.items()))
+
+
+def measure_pipeline(settings: Settings, table: pd.DataFrame) -> None:
+    """Prints how fast images are decoded and augmented, and how fast two CNNs train on them."""
+
+    def epoch(augmentation: Augmentation | None) -> list:
+        return list(training_batches(settings, table, range(1), augmentation=augmentation))
+
+    rates = {}
+    for name, augmentation in (("decoded", None), ("decoded and augmented", Augmentation())):
+        rates[name] = len(table) / median_seconds(partial(epoch, augmentation))
+    pixels, labels = np.random.default_rng(5).uniform(0, 255, (32, 224, 224, 3)), np.arange(32) % 10
+    for filters in ((64, 64, 32, 32), (8, 16, 32, 64, 128)):
+        keras.backend.clear_session()
+        model = CNN(filters, (2,) * len(filters)).build(10)
+        model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+        seconds = median_seconds(partial(model.train_on_batch, pixels, labels))
+        rates[f"trained, filters {' '.join(map(str, filters))}"] = 32 / seconds
+    print("\nNotebook 02, images per second:", {name: round(rate) for name, rate in rates.items()})
+
+
+def measure_memory(settings: Settings) -> None:
+    """Prints the memory of one epoch of the input pipeline, and of one that shuffles decoded images."""
+    for n in EPOCH_SIZES:
+        decoded, ours = (_in_new_process(settings, n, shuffles) for shuffles in (True, False))
+        print(f"\nMemory of the input pipeline, {n:,} images: decoded and shuffled {decoded:,.0f} MB, ", end="")
+        print(f"ours {ours:,.0f} MB, ratio {decoded / ours:.1f}")
+
+
+def _in_new_process(settings: Settings, n: int, shuffles_decoded: bool) -> float:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(peak_memory, settings, n, shuffles_decoded).result()
+
+
+def peak_memory(settings: Settings, n: int, shuffles_decoded: bool) -> float:
+    """Returns the MB by which this process grows at most during an epoch of n images, repeated from the training set.
+
+    `shuffles_decoded` measures a pipeline that shuffles decoded images, as the original study did, instead of ours.
+    """
+    table = read_table(settings.data / "train.csv")
+    table = pd.concat([table] * -(-n // len(table))).head(n).reset_index(drop=True)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    if shuffles_decoded:
+
+        def decode(path: tf.Tensor) -> tf.Tensor:
+            return tf.cast(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), tf.float32)
+
+        paths = [str(settings.data / "processed" / path) for path in table.relpath]
+        dataset = tf.data.Dataset.from_tensor_slices(paths).map(decode).shuffle(n).batch(32).prefetch(2)
+    else:
+        dataset = training_batches(settings, table, range(1))
+    peak = before
+    for index, _ in enumerate(dataset):
+        if index % 10 == 0:
+            peak = max(peak, process.memory_info().rss)
+    return (peak - before) / 1e6

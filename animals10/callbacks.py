@@ -1,0 +1,151 @@
+"""Keras callbacks: early stopping that resumes after a kill, and one line of progress per run."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import psutil
+from IPython import get_ipython
+from tqdm import tqdm
+
+from animals10.files import atomic_write
+
+
+class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
+    """Early stopping on the validation loss that keeps the best weights and resumes after a kill.
+
+    A checkpoint holds weights, optimizer, random generators and the callback's own state. It is written as often as a
+    tenth of the training time allows. A resumed training gives the same numbers as one that was never interrupted.
+
+    Attributes:
+        history: One dict per epoch: `epoch` (from 1), `accuracy`, `loss`, `val_accuracy`, `val_loss`.
+        seconds: Training time of all epochs, those before a kill included.
+    """
+
+    def __init__(self, path: Path, patience: int, initial_epoch: int):
+        """Reads the checkpoint at `path` if there is one; `initial_epoch` is the first epoch, from 0."""
+        super().__init__(patience=patience, restore_best_weights=True)
+        self.path, self.initial_epoch, self.seconds = path, initial_epoch, 0.0
+        self.saved = (time.perf_counter(), 0.0)  # when the last checkpoint was written, and how long it took
+        self.arrays = dict(np.load(path)) if path.exists() else {}
+        self.state = json.loads(str(self.arrays.pop("state"))) if self.arrays else {}
+        self.history: list[dict[str, float]] = self.state.get("history", [])
+
+    @property
+    def next_epoch(self) -> int:
+        """The epoch to resume with, from 0; a very late one if training had ended."""
+        ended = self.state.get("wait", 0) >= self.patience
+        return 10**9 if ended else self.initial_epoch + len(self.history)
+
+    def restore(self, model: keras.Model) -> None:
+        """Gives a model the best weights of the checkpoint, if there is one, where no epoch is left to train."""
+        if self.state:
+            self.seconds = self.state["seconds"]
+            model.set_weights([self.arrays[f"best_{index}"] for index in range(self.state["n_best"])])
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Restores the state of the checkpoint."""
+        super().on_train_begin(logs)
+        self.started = time.perf_counter()
+        if self.state:
+            for name in ("wait", "best", "best_epoch", "seconds"):
+                setattr(self, name, self.state[name])
+            for index, variable in enumerate(self._variables()):
+                variable.assign(self.arrays[f"variable_{index}"])
+            self.best_weights = [self.arrays[f"best_{index}"] for index in range(self.state["n_best"])]
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Records the epoch, decides whether to stop, and writes a checkpoint if it is time for one."""
+        super().on_epoch_end(epoch, logs)
+        self.history.append({"epoch": epoch + 1} | {name: float(value) for name, value in (logs or {}).items()})
+        now = time.perf_counter()
+        self.seconds, self.started = self.seconds + now - self.started, now
+        if now - self.saved[0] < 9 * self.saved[1]:
+            return
+        state = {name: getattr(self, name) for name in ("wait", "best", "best_epoch", "seconds", "history")}
+        state |= {"best": float(self.best), "n_best": len(self.best_weights or ())}
+        arrays: dict[str, Any] = {f"variable_{i}": variable.numpy() for i, variable in enumerate(self._variables())}
+        arrays |= {f"best_{index}": values for index, values in enumerate(self.best_weights or ())}
+        with atomic_write(self.path) as temporary:
+            np.savez(temporary, state=json.dumps(state), **arrays)
+        self.saved = (time.perf_counter(), time.perf_counter() - now)
+
+    def _variables(self) -> list[keras.Variable]:
+        return self.model.variables + self.model.optimizer.variables
+
+
+class PeakMemory(keras.callbacks.Callback):
+    """Records the largest resident memory of this process at the ends of epochs, in `megabytes`."""
+
+    def __init__(self) -> None:
+        """Takes the memory before training as the first value."""
+        super().__init__()
+        self.process = psutil.Process()
+        self.bytes = self.process.memory_info().rss
+
+    @property
+    def megabytes(self) -> int:
+        """The largest value so far, in millions of bytes."""
+        return round(self.bytes / 1e6)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Records the memory in use."""
+        self.bytes = max(self.bytes, self.process.memory_info().rss)
+
+
+def is_unattended() -> bool:
+    """Tells whether nobody watches a progress bar: in CI, or where there is neither a terminal nor a notebook."""
+    switched_off = os.environ.get("CI") or os.environ.get("TQDM_DISABLE")  # tqdm's own variable
+    return bool(switched_off) or not (get_ipython() or sys.stderr.isatty())
+
+
+class ProgressLine(keras.callbacks.Callback):
+    """Shows one line per run: its title, the epoch, the validation accuracy and the longest time left."""
+
+    def __init__(self, title: str, epochs: range, steps: int):
+        """Takes the title, the epochs to train (from 0) and the steps per epoch."""
+        super().__init__()
+        self.title, self.epochs, self.steps, self.accuracy = title, epochs, steps, ""
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Draws the line."""
+        look: dict[str, Any] = {"bar_format": "{desc}  {remaining} left at most", "smoothing": 0}
+        self.bar = tqdm(total=self.steps * len(self.epochs), desc=self.title, disable=is_unattended(), **look)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Shows the number of the epoch."""
+        self.bar.set_description_str(f"{self.title}  epoch {epoch + 1}/{self.epochs.stop}{self.accuracy}")
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Counts steps; there may be many between two calls."""
+        self.bar.update(batch + 1 - self.bar.n % self.steps)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Shows the validation accuracy."""
+        self.accuracy = f"  val accuracy {(logs or {})['val_accuracy']:.2f}"
+        self.on_epoch_begin(epoch)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Shows the time that training took."""
+        self.bar.bar_format = "{desc}  took {elapsed}"
+        self.bar.close()
+
+
+@contextmanager
+def dropout_in_inference_mode(layers: tuple[keras.layers.Dropout, ...]) -> Iterator[None]:
+    """Switches the dropout of frozen layers off for a while: they compute what they will compute in inference."""
+    rates = [layer.rate for layer in layers]
+    for layer in layers:
+        layer.rate = 0
+    try:
+        yield
+    finally:
+        for layer, rate in zip(layers, rates, strict=True):
+            layer.rate = rate

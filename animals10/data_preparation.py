@@ -1,0 +1,173 @@
+"""The data of one run: pixels for a whole network, or cached features for its trained part."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from animals10.augmentation import AUGMENTATION_VERSION, Augmentation
+from animals10.environment import configure_device
+from animals10.experiments import Experiment
+from animals10.features import cached_features, feature_batches, inference_function, weights_sha256
+from animals10.images import preprocessing_contract
+from animals10.input_pipeline import batches, shuffled_order, training_batches, view_batches
+from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts
+from animals10.settings import Settings
+from animals10.splits import Splits
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What `fit` trains, and the data that it is given.
+
+    Attributes:
+        model: The whole network, which takes pixels, or its trained part, which takes cached features. It shares its
+            layers with the whole network.
+        training: Gives the training batches from an epoch (from 0) on.
+        validation: The validation batches.
+        test: The test batches.
+        steps: Training steps per epoch.
+        frozen_dropouts: Dropout layers that stay inactive in training, because nothing before them is trained.
+        light: Whether a step takes less time than Python needs between two steps.
+    """
+
+    model: keras.Model
+    training: Callable[[int], tf.data.Dataset]
+    validation: tf.data.Dataset
+    test: tf.data.Dataset
+    steps: int
+    frozen_dropouts: tuple[keras.layers.Dropout, ...] = ()
+    light: bool = False
+
+
+def prepare_data(
+    settings: Settings,
+    splits: Splits,
+    experiment: Experiment,
+    model: keras.Model,
+    table: pd.DataFrame,
+    context: Mapping[str, Any],
+) -> PreparedData:
+    """Prepares training, validation and test data; computes the features that are not cached yet.
+
+    Args:
+        settings: The settings.
+        splits: The data.
+        experiment: The experiment.
+        model: Its model, with layers frozen as they will be in training.
+        table: The resampled training set.
+        context: The resolved settings.
+    """
+    layers = feature_layers_of(experiment.model, model) if context["feature_cache"] != "off" else None
+    if layers is None:
+        return _pixels(settings, splits, experiment, model, table, context)
+    cache_ = FeatureCache(settings, experiment, model, layers, context)
+    return _features(cache_, splits, experiment, table, context)
+
+
+def _pixels(
+    settings: Settings,
+    splits: Splits,
+    experiment: Experiment,
+    model: keras.Model,
+    table: pd.DataFrame,
+    context: Mapping[str, Any],
+) -> PreparedData:
+    training = experiment.training
+    options = {"batch_size": training.batch_size, "augmentation": training.augmentation, "seed": context["seed"]}
+    last = context["maximum_epochs"]
+    return PreparedData(
+        model,
+        lambda epoch: training_batches(settings, table, range(epoch, last), **options),
+        batches(settings, splits.val),
+        batches(settings, splits.test),
+        -(-len(table) // training.batch_size),
+        frozen_dropouts(experiment.model, model),
+    )
+
+
+class FeatureCache:
+    """The cached features of one network: what its frozen layers compute for each image, kept on disk."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        experiment: Experiment,
+        model: keras.Model,
+        layers: FeatureLayers,
+        context: Mapping[str, Any],
+    ):
+        """Takes a network and the layers whose outputs are cached."""
+        self.settings, self.model, self.layers = settings, model, layers
+        self.augmentation: Augmentation | None = experiment.training.augmentation
+        self.title = getattr(experiment.model, "backbone", type(experiment.model).__name__)
+        frozen = keras.Model(model.input, list(layers.outputs.values()))
+        self.compute = cache(lambda: inference_function(frozen))  # built when first needed
+        self.key = {"network": self.title, "image_size": context["image_size"], "device": configure_device()}
+        self.key |= {"preprocessing": preprocessing_contract(), "weights_sha256": weights_sha256(frozen.layers)}
+        # Names of layers may be numbered anew; how many operations lead to an output tells where it is.
+        depths = {name: len(keras.Model(model.input, tensor).operations) for name, tensor in layers.outputs.items()}
+        self.key |= {"operations": depths}
+        self.key |= {"precision": keras.config.dtype_policy().name}
+        self.key |= {"tensorflow": tf.__version__, "keras": keras.__version__}
+
+    def features(
+        self, part: pd.DataFrame, name: str, dtype: str, views: int = 1, augmentation: Augmentation | None = None
+    ) -> np.ndarray:
+        """Returns the features of the images of a table, (views × images, …), computing what is not cached."""
+
+        def compute(start: int) -> Iterator[list[np.ndarray]]:
+            for pixels, _ in view_batches(self.settings, part, views, augmentation, start):
+                yield [tf.cast(array, dtype).numpy() for array in self.compute()(pixels)]  # NumPy casts slowly
+
+        images = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256, strict=True)]))).hexdigest()
+        key = self.key | {"images": images, "views": views, "seed": self.settings.seed if augmentation else None}
+        key["augmentation"] = asdict(augmentation) | {"version": AUGMENTATION_VERSION} if augmentation else None
+        shapes = {name: tensor.shape[1:] for name, tensor in self.layers.outputs.items()}
+        folder, title = self.settings.data / "features", f"{self.title}-{name}"
+        arrays = cached_features(folder, title, key, shapes, dtype, views * len(part), compute)
+        return arrays[self.layers.start]
+
+    def evaluation_batches(self, part: pd.DataFrame, name: str) -> tf.data.Dataset:
+        """Returns the features of a table in its order, with labels: what is measured on them holds for the model."""
+        rows, features = np.arange(len(part)), self.features(part, name, "float32")
+        dataset = feature_batches(features, part.label.to_numpy("int32"), lambda: [rows])
+        return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(part) // 32)))  # which `fit` asks for
+
+
+def _features(
+    features: FeatureCache, splits: Splits, experiment: Experiment, table: pd.DataFrame, context: Mapping[str, Any]
+) -> PreparedData:
+    training, views, last = experiment.training, context["views"] or 1, context["maximum_epochs"]
+    distinct = table.drop_duplicates("relpath", ignore_index=True)
+    position = pd.Series(distinct.index, distinct.relpath)[table.relpath].to_numpy()
+    cached = np.empty(0)
+    if last:  # else nothing is trained
+        cached = features.features(distinct, "train", context["feature_cache"], views, training.augmentation)
+
+    def rows_of(epoch: int) -> np.ndarray:
+        order = shuffled_order(len(table), context["seed"], epoch)[1].numpy()
+        return epoch % views * len(distinct) + position[order]
+
+    def training_data(first: int) -> tf.data.Dataset:
+        labels = distinct.label.to_numpy("int32")
+        return feature_batches(cached, labels, lambda: map(rows_of, range(first, last)), training.batch_size)
+
+    layers = features.layers
+    validation, test = features.evaluation_batches(splits.val, "val"), features.evaluation_batches(splits.test, "test")
+    return PreparedData(
+        keras.Model(layers.outputs[layers.start], features.model.output),
+        training_data,
+        validation,
+        test,
+        -(-len(table) // training.batch_size),
+        frozen_dropouts(experiment.model, features.model),
+        light=layers.start == "pooled",
+    )

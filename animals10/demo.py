@@ -1,0 +1,184 @@
+"""The demo: a page on this machine where one drops an image and sees what a stored model predicts.
+
+The page requests nothing from the network, and no image leaves this machine; uploads are deleted when it ends. It
+needs nicegui, which is optional: `make extras` installs it.
+"""
+
+import tempfile
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import keras
+import numpy as np
+from matplotlib import colormaps
+from PIL import Image
+
+from animals10.files import UserError, display_path
+from animals10.grad_cam import grad_cam
+from animals10.images import open_image, processed_pixels, to_rgb
+from animals10.inference import classify
+from animals10.models import load_model
+from animals10.runs import run_labels, stored_runs
+from animals10.settings import Settings
+
+MAX_MEGABYTES = 20  # of an upload
+SHOWN_PIXELS = 640  # longer edge of an image that is shown
+TOP = 3  # classes
+
+
+def titled_models(settings: Settings) -> dict[str, Path]:
+    """Returns the stored models of a workspace by the titles that people choose from, best validation accuracy first.
+
+    Models without a validation accuracy, which were not trained, come last.
+
+    Raises:
+        UserError: There are none.
+    """
+    runs = stored_runs(settings.root)
+    rows = [run.row for run in runs]
+    found = []
+    for run, row, label in zip(runs, rows, run_labels(rows), strict=True):
+        validation = "not trained" if row["acc_val"] is None else f"validation accuracy {100 * row['acc_val']:.1f} %"
+        test = f"test accuracy {100 * row['accuracy']:.1f} % ({row['n_test']} images of {row['dataset']})"
+        weights = ", random weights" if row["weights"] == "random" else ""
+        found.append((row["acc_val"], f"{label}: {validation}, {test}{weights}", run.file("model.keras")))
+    if not found:
+        raise UserError(f"There are no models in {display_path(settings.models)}: run a notebook first.")
+    found.sort(key=lambda item: -1 if item[0] is None else item[0], reverse=True)
+    return {title: path for _, title, path in found}
+
+
+@lru_cache(maxsize=2)
+def _cached_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
+    """Loads a model and its class names; the last ones stay in memory."""
+    return load_model(path)
+
+
+def overlay(model: keras.Model, pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Returns the Grad-CAM heatmap for the top-1 class, laid over the image in grey, in the size of the original."""
+    heat = colormaps["viridis"](grad_cam(model, pixels[None])[0])[..., :3]
+    grey = pixels.mean(axis=-1, keepdims=True) / 255
+    return Image.fromarray(np.uint8(255 * (0.55 * heat + 0.45 * grey))).resize(size)
+
+
+def predict_file(
+    file: Path, name: str, path: Path, with_grad_cam: bool
+) -> tuple[list[tuple[str, float]], Image.Image | None, Image.Image | None, str]:
+    """Classifies an uploaded file.
+
+    Args:
+        file: The file.
+        name: Its name for the user.
+        path: The model's `.keras` file.
+        with_grad_cam: Whether to compute the Grad-CAM heatmap.
+
+    Returns:
+        The most probable classes, the image with its EXIF orientation applied, the Grad-CAM heatmap over it, and a
+        message. If the file is not a usable image, the message says why, and there is nothing else.
+    """
+    model, class_names = _cached_model(path)
+    (prediction,) = classify(model, class_names, [file])
+    if prediction.reason:
+        return [], None, None, f"{name} cannot be used: {prediction.reason}. Try a JPEG or PNG photograph."
+    with open_image(file) as image:
+        shown, pixels = to_rgb(image), processed_pixels(image, model.input_shape[1])
+    shown.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
+    try:
+        heatmap = overlay(model, pixels, shown.size) if with_grad_cam else None
+        message = "Bright: strong evidence for the top-1 class (Grad-CAM)." if with_grad_cam else ""
+    except UserError as error:  # a network without feature maps, say
+        heatmap, message = None, str(error)
+    return prediction.top(TOP), shown, heatmap, message
+
+
+class Page:
+    """The page of one visitor: an upload, the choice of a model, and the prediction."""
+
+    def __init__(self, ui: Any, run: Any, models: dict[str, Path], folder: Path):
+        """Builds the page with nicegui's `ui` and `run`, for models by title; uploads go to a folder."""
+        self.ui, self.run, self.models, self.folder = ui, run, models, folder
+        self.file: Path | None = None
+        self.name = ""
+        ui.label("Which class does the image belong to?").classes("text-h4").props("role=heading aria-level=1")
+        ui.label("Drop an image. It stays on this machine.")
+        with ui.row().classes("w-full gap-8"):
+            with ui.column().classes("w-96 max-w-full"):
+                limit = {"max_file_size": MAX_MEGABYTES * 1_000_000, "on_rejected": self.reject}
+                label = f"Drop an image here, or press +; up to {MAX_MEGABYTES} MB"
+                self.upload = ui.upload(label=label, auto_upload=True, on_upload=self.take, **limit).classes("w-full")
+                choice = {"value": next(iter(models)), "on_change": self.respond}
+                self.model = ui.select(list(models), label="Model", **choice).classes("w-full").props("id=model")
+                self.cam = ui.switch("Show the Grad-CAM heatmap", value=True, on_change=self.respond)
+                self.message = ui.label().props("role=status id=message")
+                self.classes = ui.column().classes("w-full gap-1").props("id=classes")
+            self.images = ui.row().props("id=images")
+
+    def reject(self) -> None:
+        """Shows that a file is too large: the browser does not send it."""
+        self.message.text = f"That file is larger than {MAX_MEGABYTES} MB, or is not a file."
+
+    async def take(self, event: Any) -> None:
+        """Stores an uploaded file in place of the one before, and classifies it."""
+        self.upload.reset()
+        if event.file.size() > MAX_MEGABYTES * 1_000_000:  # a browser may send what it likes
+            return self.reject()
+        self.delete_upload()
+        self.file, self.name = self.folder / uuid4().hex, event.file.name
+        await event.file.save(self.file)
+        await self.respond()
+
+    def delete_upload(self) -> None:
+        """Deletes the uploaded file."""
+        if self.file:
+            self.file.unlink(missing_ok=True)
+
+    async def respond(self) -> None:
+        """Shows the prediction of the chosen model for the uploaded file."""
+        if not self.file:
+            return
+        self.message.text = "…"
+        given = self.file, self.name, self.models[self.model.value], self.cam.value
+        top, shown, heatmap, self.message.text = await self.run.io_bound(predict_file, *given)
+        self.classes.clear()
+        self.images.clear()
+        with self.classes:
+            for name, probability in top:
+                self.ui.label(f"{name}: {100 * probability:.1f} %")
+                bar = self.ui.linear_progress(probability, show_value=False)
+                bar.props(f'aria-label="{100 * probability:.0f} %"')
+        with self.images:
+            for image, description in ((shown, "the image"), (heatmap, "Grad-CAM heatmap over the image")):
+                if image:
+                    drawn = self.ui.image(image).classes("max-w-full").style("width: min(26rem, 90vw)")
+                    drawn.props(f'alt="{description}"')
+
+
+def serve(settings: Settings, port: int | None = None) -> None:
+    """Serves the page on this machine alone until Ctrl-C.
+
+    Args:
+        settings: The settings; their workspace holds the models.
+        port: The port; None for the first free one from 8000 on.
+
+    Raises:
+        UserError: nicegui is not installed, or there are no models.
+    """
+    try:
+        from nicegui import app, native, run, ui
+    except ImportError:
+        raise UserError("The demo page needs nicegui, which is not installed: run `make extras`.") from None
+    models = titled_models(settings)
+    port = port or native.find_open_port()
+    with tempfile.TemporaryDirectory() as folder:
+
+        def root() -> None:
+            page = Page(ui, run, models, Path(folder))
+            ui.context.client.on_delete(page.delete_upload)
+
+        app.on_startup(lambda: print(f"http://127.0.0.1:{port} shows the page; Ctrl-C ends it.", flush=True))
+        options: dict[str, Any] = {"host": "127.0.0.1", "port": port, "title": "Image classification", "dark": None}
+        with suppress(KeyboardInterrupt):
+            ui.run(root, **options, show=False, reload=False, show_welcome_message=False)

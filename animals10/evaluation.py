@@ -1,0 +1,142 @@
+"""Evaluation of trained models: predictions on the test images, metrics, and comparisons between runs.
+
+To add a metric, compute it in `metrics` and give `results.ResultRow` a field of the same name.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, classification_report, precision_recall_fscore_support
+
+from animals10.files import UserError
+from animals10.runs import Run, run_labels
+
+
+def predict_table(
+    model: keras.Model, dataset: tf.data.Dataset, table: pd.DataFrame, class_names: Sequence[str]
+) -> pd.DataFrame:
+    """Predicts the images of a table.
+
+    Args:
+        model: Maps what `dataset` yields to probabilities, float32 (n, classes).
+        dataset: Batches of inputs and labels, in the order of the table.
+        table: The images, with the columns `relpath` and `category`.
+        class_names: The classes in the order of the model's outputs.
+
+    Returns:
+        One row per image in the form of `Run.predictions`: `relpath`, `category`, `predicted`, `confidence` (the
+        probability of the predicted class, 0 to 1) and `p_<class>`, the probability of each class.
+    """
+    # Called directly: for one pass, `predict` takes longer to build its graph than it saves.
+    probabilities = np.concatenate([model(inputs, training=False).numpy() for inputs, _ in dataset])
+    predictions = table[["relpath", "category"]].reset_index(drop=True)
+    predictions["predicted"] = [class_names[label] for label in probabilities.argmax(axis=1)]
+    predictions["confidence"] = probabilities.max(axis=1)
+    return predictions.join(pd.DataFrame(probabilities, columns=[f"p_{name}" for name in class_names]))
+
+
+def metrics(predictions: pd.DataFrame) -> dict[str, float]:
+    """Computes the test metrics of `results.csv` from a table of predictions.
+
+    Args:
+        predictions: One row per image, with the columns `category` and `predicted`.
+
+    Returns:
+        Values from 0 to 1: `accuracy`; `precision`, `recall` and `f1_score`, weighted by class size; `accuracy_low` and
+        `accuracy_high`, the 95 % Wilson score interval of the accuracy (E. B. Wilson, JASA 22, 1927).
+    """
+    truth, predicted = predictions.category, predictions.predicted
+    scores = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)[:3]
+    interval = binomtest(int((truth == predicted).sum()), len(truth)).proportion_ci(method="wilson")
+    names = ("accuracy", "precision", "recall", "f1_score", "accuracy_low", "accuracy_high")
+    return dict(zip(names, map(float, (accuracy_score(truth, predicted), *scores, *interval)), strict=True))
+
+
+def classification_reports(*runs: Run) -> pd.DataFrame:
+    """Returns the classification reports of runs side by side.
+
+    Args:
+        *runs: Stored runs; those that are not trained are left out.
+
+    Returns:
+        One row per class and average; for each run a group of columns, named by `run_labels`, with precision, recall
+        and F1 from 0 to 1. The last column, `images`, counts the test images. Empty if no run is trained.
+    """
+    trained = [run for run in runs if run.path]
+    if not trained:
+        return pd.DataFrame()
+    tables = {}
+    for label, run in zip(run_labels([run.row for run in trained]), trained, strict=True):
+        columns = run.predictions.category, run.predictions.predicted
+        report = pd.DataFrame(classification_report(*columns, output_dict=True, zero_division=0)).T.drop("accuracy")
+        tables[label] = report.drop(columns="support")
+    return pd.concat(tables, axis=1).assign(images=report.support.astype(int))
+
+
+def compare_runs(first: Run, second: Run) -> dict[str, float]:
+    """Compares two runs on the same test images by McNemar's exact test (Q. McNemar, Psychometrika 12, 1947).
+
+    If both are equally good, the images that only one of them predicts correctly fall to either like tosses of a coin.
+
+    Returns:
+        `only_first` and `only_second`, the numbers of images that only this run predicts correctly, and the two-sided
+        `p_value`.
+
+    Raises:
+        UserError: The runs were evaluated on different images, or one is not trained.
+    """
+    tables = [run.predictions.set_index("relpath").sort_index() for run in (first, second)]
+    if not tables[0].index.equals(tables[1].index):
+        raise UserError(
+            f"{first.model_id} and {second.model_id} were evaluated on different images and cannot be compared: "
+            "train both in one workspace."
+        )
+    correct = [table.category == table.predicted for table in tables]
+    only = [int((correct[0] & ~correct[1]).sum()), int((correct[1] & ~correct[0]).sum())]
+    p_value = binomtest(only[0], sum(only)).pvalue if sum(only) else 1.0
+    return {"only_first": only[0], "only_second": only[1], "p_value": float(p_value)}
+
+
+def comparison_table(pairs: Iterable[tuple[Run, Run]]) -> pd.DataFrame:
+    """Compares pairs of runs, each by `compare_runs`; pairs with a run that is not trained are left out.
+
+    Returns:
+        One row per pair: `first`, `second` (labels), `accuracy first`, `accuracy second`, `only_first`, `only_second`
+        and `p_value`.
+    """
+    trained = [pair for pair in pairs if all(run.path for run in pair)]
+    runs = list(dict.fromkeys(run for pair in trained for run in pair))
+    labels = dict(zip(runs, run_labels([run.row for run in runs]), strict=True))
+    rows = [
+        {"first": labels[first], "second": labels[second]}
+        | {"accuracy first": first.row["accuracy"], "accuracy second": second.row["accuracy"]}
+        | compare_runs(first, second)
+        for first, second in trained
+    ]
+    columns = ["first", "second", "accuracy first", "accuracy second", "only_first", "only_second", "p_value"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def parameter_table(runs: Iterable[Run], published: pd.DataFrame) -> pd.DataFrame:
+    """Compares the numbers of parameters of stored runs with the published ones.
+
+    Args:
+        runs: Stored runs; those that are not trained are left out.
+        published: The published runs, see `results.published_runs`.
+
+    Returns:
+        One row per `run` and `epochs`: `total` and `trained` as counted, `published total` and `published trained`
+        (missing where the study gave none), and `equal`: whether all that was published agrees.
+    """
+    rows, columns = [run.row for run in runs if run.path], "model_id epochs params trainable_params".split()
+    counted = pd.DataFrame(rows, columns=columns).drop_duplicates()
+    published = published.query("image_size == 224").drop_duplicates(["model_id", "epochs"])
+    table = counted.merge(published[columns], how="left", on=["model_id", "epochs"], suffixes=("", "_published"))
+    table.columns = pd.Index(["run", "epochs", "total", "trained", "published total", "published trained"])
+    table = table.astype(dict.fromkeys(table.columns[1:], "Int64"))
+    pairs = [table[name].eq(table[f"published {name}"]).fillna(True) for name in ("total", "trained")]
+    return table.assign(equal=(pairs[0] & pairs[1]).map({True: "yes", False: "no"}))

@@ -1,0 +1,269 @@
+"""One run, step by step: build the model, prepare the data, fit, evaluate, save."""
+
+import hashlib
+import inspect
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from sklearn.utils.class_weight import compute_class_weight
+
+from animals10.callbacks import PeakMemory, ProgressLine, ResumableEarlyStopping, dropout_in_inference_mode
+from animals10.data_preparation import PreparedData, prepare_data
+from animals10.environment import configure_device, git_commit, software_versions
+from animals10.evaluation import metrics, predict_table
+from animals10.experiments import Experiment, Training, built_config, without_freezing
+from animals10.features import weights_sha256
+from animals10.files import (
+    UserError,
+    display_path,
+    file_sha256,
+    one_line,
+    remove_stale_temporary_files,
+    write_json,
+    write_table,
+)
+from animals10.model_checks import check_loads_in_fresh_process, check_model
+from animals10.models import Architecture, count_parameters, load_model, network_config, save_model
+from animals10.results import ResultRow
+from animals10.runs import RUN_FILES, Run
+from animals10.settings import Settings
+from animals10.splits import CLASS_BALANCES, Splits, resample
+
+
+@dataclass(frozen=True)
+class Job:
+    """An experiment with all that is resolved for its run.
+
+    Attributes:
+        settings: The settings.
+        splits: The data.
+        experiment: The experiment.
+        context: Data and resolved settings that the result depends on.
+        digest: Names the run.
+        weights: What the architecture's `build` takes as initial weights; None for random ones.
+        start: The run or the `.keras` file that it is initialised from, if any.
+        place: Begins the line of progress: "[3/49] ", say.
+    """
+
+    settings: Settings
+    splits: Splits
+    experiment: Experiment
+    context: Mapping[str, Any]
+    digest: str
+    weights: str | None
+    start: Run | Path | None
+    place: str = ""
+
+    @property
+    def work(self) -> Path:
+        """The folder of the unfinished run: it holds what a later start resumes from."""
+        return self.settings.models / f".{self.experiment.id}-{self.digest}"
+
+
+def execute(job: Job) -> Run:
+    """Trains, evaluates and stores one run.
+
+    Raises:
+        UserError: Weights cannot be downloaded, or a file cannot be read or written.
+    """
+    settings, splits, training = job.settings, job.splits, job.experiment.training
+    clock = {"start": time.perf_counter()}
+    remove_stale_temporary_files(job.work)
+    device = configure_device(settings.deterministic)
+    if job.experiment.is_custom:
+        check_custom(job.experiment.model, len(splits.class_names), settings.image_size)
+    model = build_model(job)
+    clock["build"] = time.perf_counter()
+    table = resample(splits.train, training.class_balance, settings.seed)
+    if training.class_balance != "none":
+        write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
+    data = prepare_data(settings, splits, job.experiment, model, table, job.context)
+    clock["features"] = time.perf_counter()
+    outcome, history = fit(job, data, table.label)
+    clock["fit"] = time.perf_counter()
+    predictions = predict_table(data.model, data.test, splits.test, splits.class_names)
+    clock["predict"] = time.perf_counter()
+    counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device}
+    counts |= {"params": model.count_params(), "trainable_params": count_parameters(model.trainable_weights)}
+    return save(job, model, history, predictions, outcome | counts | metrics(predictions), clock)
+
+
+@lru_cache(maxsize=256)
+def check_custom(architecture: Architecture, n_classes: int, image_size: int) -> None:
+    """Checks a network of the user's own before it is trained: shapes, probabilities, and that it can be loaded.
+
+    Raises:
+        UserError: A check failed.
+    """
+    check_loads_in_fresh_process(check_model(architecture.build(n_classes, image_size), n_classes, image_size))
+
+
+def build_model(job: Job) -> keras.Model:
+    """Returns the model to train, with its initial weights, its layers frozen as the architecture says."""
+    architecture, context, n_classes = job.experiment.model, job.context, len(job.splits.class_names)
+    expected = built_config(without_freezing(architecture), n_classes, context["image_size"]) if job.start else None
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(context["seed"])
+    if job.start:
+        path = job.start.file("model.keras") if isinstance(job.start, Run) else job.start
+        model = load_model(path)[0]
+        if network_config(model, trainable=False) != expected:
+            raise UserError(
+                f"{job.experiment.id} cannot be initialised from {display_path(path)}: that holds another network than "
+                f"{architecture}. Give both the same architecture; only what is unfrozen may differ."
+            )
+    else:
+        options = {"weights": job.weights} if hasattr(architecture, "backbone") else {}
+        try:
+            model = architecture.build(n_classes, context["image_size"], **options)
+        except Exception as error:
+            if "URL fetch failure" not in str(error):
+                raise
+            advice = "Connect this machine, or set ANIMALS10_WEIGHTS to a folder of <backbone>.weights.h5 or to random."
+            name = getattr(architecture, "backbone", type(architecture).__name__)
+            raise UserError(f"There are no ImageNet weights of {name}: {one_line(error)}. {advice}") from None
+        if job.experiment.is_custom:
+            model = check_model(model, n_classes, context["image_size"])
+    if set_trainable := getattr(architecture, "set_trainable", None):
+        set_trainable(model)
+    return model
+
+
+def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Trains a model in place; returns the training's part of the row of `results.csv`, and the history."""
+    training, first, model = job.experiment.training, job.experiment.initial_epoch, data.model
+    epochs = job.context["maximum_epochs"]
+    compile_model(model, training, data.steps * (epochs - first), data.steps if data.light else 1)
+    tf.get_logger().addFilter(is_not_retracing_warning)
+    stopping = ResumableEarlyStopping(job.work / "training.npz", training.patience, first)
+    memory, start = PeakMemory(), min(stopping.next_epoch, epochs)
+    callbacks = [stopping, memory, ProgressLine(job.place + job.experiment.id, range(start, epochs), data.steps)]
+    if job.settings.tensorboard:
+        logs = job.settings.root / "logs" / f"{job.experiment.id}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))
+    with dropout_in_inference_mode(data.frozen_dropouts):
+        if start < epochs:
+            model.fit(
+                data.training(start),
+                validation_data=data.validation,
+                epochs=epochs,
+                initial_epoch=start,
+                steps_per_epoch=data.steps,
+                shuffle=False,
+                class_weight=class_weights(labels) if training.class_weights else None,
+                callbacks=callbacks,
+                verbose=0,
+            )
+        else:  # there is nothing to train, or a kill came after the last epoch
+            stopping.restore(model)
+    history = pd.DataFrame(stopping.history, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"])
+    outcome: dict[str, Any] = {"epochs_run": len(history), "best_epoch": None, "acc_train": None, "acc_val": None}
+    if len(history):
+        best = history.loc[history.val_loss.idxmin()]
+        outcome |= {"best_epoch": int(best.epoch), "acc_train": best.accuracy, "acc_val": best.val_accuracy}
+    return outcome | {"train_seconds": round(stopping.seconds, 1), "peak_memory_mb": memory.megabytes}, history
+
+
+def compile_model(model: keras.Model, training: Training, steps: int, steps_per_execution: int = 1) -> None:
+    """Compiles a model for a training of so many steps in all; labels are integers, the metric is accuracy."""
+    rate: Any = training.learning_rate
+    if training.schedule == "cosine":
+        warmup = steps // 10
+        decay = max(steps - warmup, 1)
+        rate = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=rate, warmup_steps=warmup)
+    optimizer = type(keras.optimizers.get(training.optimizer))(rate)
+    optimizer.build(model.trainable_variables)
+    loss: Any = "sparse_categorical_crossentropy"
+    if training.label_smoothing:
+        smoothing = training.label_smoothing
+
+        def loss(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+            truth = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), "int32"), probabilities.shape[-1])
+            return keras.losses.categorical_crossentropy(truth, probabilities, label_smoothing=smoothing)
+
+    # XLA makes training on a CPU many times slower.
+    jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
+    options = {"jit_compile": jit_compile, "steps_per_execution": steps_per_execution}
+    model.compile(optimizer, loss, metrics=["accuracy"], **options)
+
+
+def class_weights(labels: pd.Series) -> dict[int, float]:
+    """Returns the weight of an image of each class in the loss: 1 on average, the same in total for all classes."""
+    classes = np.unique(labels)
+    weights = compute_class_weight("balanced", classes=classes, y=labels.to_numpy())
+    return dict(zip(map(int, classes), map(float, weights), strict=True))
+
+
+def is_not_retracing_warning(record: Any) -> bool:
+    """Filters TensorFlow's log: it warns of retracing where one process traces the graphs of many models."""
+    return "triggered tf.function retracing" not in record.getMessage()
+
+
+def save(
+    job: Job,
+    model: keras.Model,
+    history: pd.DataFrame,
+    predictions: pd.DataFrame,
+    outcome: dict[str, Any],
+    clock: dict[str, float],
+) -> Run:
+    """Stores a run in its folder: all files first, then `run.json`, then the folder gets its final name."""
+    experiment, work, splits, now = job.experiment, job.work, job.splits, datetime.now(UTC)
+    work.mkdir(parents=True, exist_ok=True)
+    save_model(model, work / "model.keras", splits.class_names)
+    write_table(history, work / "history.csv")
+    write_table(predictions, work / "predictions.csv")
+    clock["save"] = time.perf_counter()
+    run_id = f"{now:%Y%m%dT%H%M%S%f}-{job.digest}"
+    model_id, learning_rate, epochs, repetition = experiment.key
+    row = ResultRow(
+        time=f"{now:%Y-%m-%d %H:%M:%S}",
+        model_id=model_id,
+        learning_rate=learning_rate,
+        epochs=epochs,
+        batchsize=experiment.training.batch_size,
+        run_id=run_id,
+        dataset=splits.dataset,
+        image_size=job.context["image_size"],
+        repetition=repetition,
+        class_balance=experiment.training.class_balance,
+        weights=job.context["weights"],
+        seed=job.context["seed"],
+        data_sha256=splits.sha256,
+        tensorflow=tf.__version__,
+        keras=keras.__version__,
+        commit=git_commit(),
+        **outcome,
+    )
+    record: dict[str, Any] = {
+        "spec": experiment.specification() | {"settings": dict(job.context)},
+        "digest": job.digest,
+    }
+    record |= {"row": asdict(row), "class_names": splits.class_names, "weights_sha256": weights_sha256(model.layers)}
+    if isinstance(job.start, Run):
+        record["init_weights_sha256"] = job.start.record["weights_sha256"]
+    else:
+        record["init_weights_sha256"] = file_sha256(job.start) if job.start else None
+    record["seconds"] = {step: round(clock[step] - clock[before], 2) for before, step in pairwise(clock)}
+    images = sorted(pd.concat([splits.train, splits.val, splits.test]).sha256)
+    record["images_sha256"] = hashlib.sha256("".join(images).encode()).hexdigest()  # whatever the split
+    record["environment"] = software_versions() | {"deterministic": job.settings.deterministic}
+    with suppress(OSError, TypeError):  # Python cannot always tell the source of a class that a cell defines
+        record["source"] = inspect.getsource(type(experiment.model)) if experiment.is_custom else None
+    record["files_sha256"] = {name: file_sha256(work / name) for name in RUN_FILES}
+    write_json(record, work / "run.json")
+    (work / "training.npz").unlink(missing_ok=True)
+    folder = work.with_name(f"{experiment.id}-{run_id}")
+    work.rename(folder)  # from here on the run is stored
+    return Run(experiment.id, folder)

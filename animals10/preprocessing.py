@@ -1,0 +1,170 @@
+"""From raw to processed images: scan every file, then make a square RGB JPEG of each image."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from animals10.dataset import ENGLISH, ITALIAN
+from animals10.files import (
+    UserError,
+    atomic_write,
+    display_path,
+    file_sha256,
+    read_json,
+    read_table,
+    remove_stale_temporary_files,
+    user_facing_os_errors,
+    write_json,
+    write_table,
+)
+from animals10.images import (
+    is_up_to_date,
+    list_files,
+    map_on_all_cores,
+    open_image,
+    preprocessing_contract,
+    processed_names,
+    rejection_reason,
+    resize_square,
+    save_processed,
+)
+from animals10.settings import Settings
+
+CONTRACT_FILE = "preprocessing.json"  # in data/processed: the contract under which the images there were made
+
+
+def scan_images(settings: Settings) -> pd.DataFrame:
+    """Opens every file in the raw folder and writes `data/overview.csv` and `data/rejected.csv`.
+
+    Only headers are decoded here. Images with damaged pixels are detected by `resize_images`.
+
+    Returns:
+        One row per image, in the order of its relative path: `relpath` (below the raw folder), `name`, `format`
+        (Pillow's name), `category`, `width` and `height` (pixels, as stored), `mode` (Pillow's), `channels`, `bytes`
+        and `sha256` of the file.
+
+    Raises:
+        UserError: The raw folder is missing, or it has images of fewer than two classes.
+    """
+    for folder in (settings.root, settings.data):
+        remove_stale_temporary_files(folder)
+    with user_facing_os_errors(settings.raw, "read"):
+        if not settings.raw.is_dir():
+            raise UserError(f"There is no folder {settings.raw}: put the images there, one folder per class.")
+        entries = sorted(path for path in settings.raw.iterdir() if not path.name.startswith("."))
+        folders = [path for path in entries if path.is_dir()]
+    # Translated only if all names are Italian ones of Animals-10: elsewhere a folder `cane` might hold sugar cane.
+    categories = {folder.name: folder.name for folder in folders}
+    if set(categories) <= set(ITALIAN):
+        categories = dict(zip(ITALIAN, ENGLISH, strict=True))
+
+    def inspect(path: Path) -> dict[str, Any]:
+        row: dict[str, Any] = {"relpath": path.relative_to(settings.raw).as_posix(), "name": path.name}
+        if path.parent == settings.raw:
+            return row | {"reason": "unreadable class folder" if path in folders else "not in a class folder"}
+        try:
+            with open_image(path) as image:
+                row |= {"format": image.format, "category": categories[path.parent.name]}
+                row |= {"width": image.width, "height": image.height, "mode": image.mode}
+                row |= {"channels": len(image.getbands()), "bytes": path.stat().st_size}
+                return row | {"sha256": file_sha256(path)}
+        except Exception as error:  # one bad file must not stop the scan: it is recorded
+            return row | {"reason": rejection_reason(error)}
+
+    paths = [path for path in entries if path not in folders]
+    paths += [path for folder in folders for path in list_files(folder)]
+    columns = "relpath name format category width height mode channels bytes sha256 reason".split()
+    rows = map_on_all_cores(inspect, paths, "scan")
+    table = pd.DataFrame(rows, columns=columns).sort_values("relpath", ignore_index=True)
+    rejected = table[table.reason.notna()].assign(stage="scan")[["relpath", "stage", "reason"]]
+    overview = table[table.reason.isna()].drop(columns="reason").reset_index(drop=True)
+    overview = overview.astype(dict.fromkeys(("width", "height", "channels", "bytes"), int))
+    write_table(rejected, settings.data / "rejected.csv")
+    if overview.category.nunique() < 2:
+        raise UserError(
+            f"{settings.raw} has {len(overview)} usable images of {overview.category.nunique()} classes (and "
+            f"{len(rejected)} rejected files); it needs at least two folders with images, named after their classes."
+        )
+    return write_table(overview, settings.data / "overview.csv")
+
+
+def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
+    """Makes a square RGB JPEG of every image, on all cores, and writes `data/processed-overview.csv`.
+
+    A processed image carries the checksum of its source as JPEG comment; images that are up to date are not made again.
+    If the preprocessing contract has changed, all images are made anew. Images that cannot be decoded are added to
+    `data/rejected.csv`.
+
+    Args:
+        settings: The workspace, the raw folder and the image size.
+        overview: What `scan_images` returned.
+
+    Returns:
+        One row per processed image, in the order of `relpath`: `relpath` (below `data/processed`), `name`, `category`,
+        `label` (position of the category in alphabetical order), `width`, `height`, `source` (below the raw folder) and
+        `sha256` (of the source).
+
+    Raises:
+        UserError: The workspace has processed images of another size, or a class has the name of a file of ours.
+    """
+    processed, size = settings.data / "processed", settings.image_size
+    table_path = settings.data / "processed-overview.csv"
+    if table_path.exists() and set(read_table(table_path).width) - {size}:
+        raise UserError(
+            f"{display_path(processed)} has images of another size than ANIMALS10_IMAGE_SIZE={size}: "
+            "choose another workspace (ANIMALS10_ROOT), or delete it and the csv files beside it."
+        )
+    if CONTRACT_FILE in set(overview.category):
+        raise UserError(f"A class cannot be named {CONTRACT_FILE}: rename its folder in {settings.raw}.")
+    plan = overview.rename(columns={"relpath": "source"})
+    plan["name"] = processed_names(overview)
+    plan["relpath"] = plan.category + "/" + plan.name
+    _apply_contract(settings.data)
+    for category in plan.category.unique():
+        remove_stale_temporary_files(processed / category)
+
+    def make(row: Any) -> str | None:
+        """Makes one processed image; returns the reason if it could not."""
+        target = processed / row.relpath
+        if is_up_to_date(target, row.sha256, size):
+            return None
+        try:
+            with open_image(settings.raw / row.source) as raw_image:
+                image = resize_square(raw_image, size)
+        except Exception as error:  # as in the scan
+            return rejection_reason(error)
+        with atomic_write(target) as temporary:
+            save_processed(image, temporary, comment=row.sha256)
+        return None
+
+    plan["reason"] = map_on_all_cores(make, list(plan.itertuples()), "resize")
+    failed = plan[plan.reason.notna()].assign(stage="resize", relpath=lambda failed: failed.source)
+    rejected = pd.concat([read_table(settings.data / "rejected.csv").query("stage == 'scan'"), failed])
+    write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
+    done = plan[plan.reason.isna()].sort_values("relpath", ignore_index=True).assign(width=size, height=size)
+    done["label"] = done.category.rank(method="dense").astype(int) - 1
+    return write_table(done["relpath name category label width height source sha256".split()], table_path)
+
+
+def _apply_contract(data: Path) -> None:
+    """Deletes processed images and their checks if they were made under another contract, and records this one."""
+    processed, contract = data / "processed", preprocessing_contract()
+    # Listed before the contract is read: another process may record it and start to make images in between.
+    entries = [path for path in processed.iterdir() if path.name != CONTRACT_FILE] if processed.is_dir() else []
+    if _stored_contract(processed / CONTRACT_FILE) == contract:
+        return
+    if entries:
+        print(f"The preprocessing has changed: all images in {display_path(processed)} are made anew.")
+        with user_facing_os_errors(processed, "deleted"):
+            for path in [*entries, data / "checks.csv"]:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    write_json(contract, processed / CONTRACT_FILE)
+
+
+def _stored_contract(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(path)
+    except UserError:  # missing or damaged: nobody knows how the images were made
+        return None

@@ -1,0 +1,186 @@
+"""Quality of the processed images: near-duplicates, leakage between splits, and issues such as blur."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import imagehash
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.ndimage import laplace
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from animals10.files import UserError, display_path, read_table, write_table
+from animals10.images import map_on_all_cores, rejection_reason
+from animals10.settings import Settings
+
+# Two images are near-duplicates if their 64-bit perceptual hashes differ in at most this many bits. Measured on 330
+# photographs of Animals-10: copies that were recompressed, halved, greyed or changed in contrast differ by at most 4,
+# two different photographs by 12 and more. All of Animals-10 has 6,000 times as many pairs: the limit stays below 12.
+MAX_HAMMING_DISTANCE = 4
+LOW_INFORMATION = "low information"  # stands for the hash of an image that is almost of one colour
+LOW_INFORMATION_BELOW = 2  # standard deviation of the grey values; below it a hash would be that of the noise
+
+# Limits of the issues, in the units of `measure`.
+DARK_BELOW, LIGHT_ABOVE = 40, 215
+BLURRY_BELOW = 100  # the usual rule of thumb for the variance of the Laplacian
+ODD_ASPECT_RATIO_ABOVE = 2.0  # the longer edge, divided by the shorter one
+
+
+def measure(path: Path) -> dict[str, Any]:
+    """Measures a processed image.
+
+    Returns:
+        `phash`: its perceptual hash (pHash of the imagehash package), 64 bits as 16 hexadecimal digits, or
+        `low information` if it is almost of one colour; `brightness`: mean grey value, 0 to 255; `sharpness`: variance
+        of the Laplacian of the grey values, at least 0.
+    """
+    with Image.open(path) as image:
+        grey = np.asarray(image.convert("L"), dtype="float32")
+        phash = LOW_INFORMATION if grey.std() < LOW_INFORMATION_BELOW else str(imagehash.phash(image))
+    return {
+        "phash": phash,
+        "brightness": round(float(grey.mean()), 1),
+        "sharpness": round(float(laplace(grey).var()), 1),
+    }
+
+
+def check_images(settings: Settings) -> pd.DataFrame:
+    """Measures the processed images, groups near-duplicates, and writes `data/checks.csv`.
+
+    Images that have not changed since they were measured are not measured again.
+
+    Returns:
+        One row per image, in the order of `data/processed-overview.csv`: its `relpath`, `category`, `source` and
+        `sha256`; `phash`, `brightness` and `sharpness` (see `measure`); `group` (see `near_duplicate_groups`).
+
+    Raises:
+        UserError: Notebook 01 has not made the images yet, or one is missing or damaged.
+    """
+    overview_path, path, known = settings.data / "processed-overview.csv", settings.data / "checks.csv", {}
+    if not overview_path.exists():
+        raise UserError(f"There is no {display_path(overview_path)}: run 01-preprocessing.ipynb first.")
+    checks = read_table(overview_path)["relpath category source sha256".split()]
+    if path.exists():
+        stored = read_table(path).reindex(columns="relpath sha256 phash brightness sharpness".split()).dropna()
+        known = stored.drop_duplicates(["relpath", "sha256"]).set_index(["relpath", "sha256"]).to_dict("index")
+    unknown = [row for row in checks.itertuples() if (row.relpath, row.sha256) not in known]
+
+    def inspect(row: Any) -> dict[str, Any]:
+        image = settings.data / "processed" / row.relpath
+        try:
+            return measure(image)
+        except Exception as error:
+            reason = rejection_reason(error)
+            raise UserError(f"{image}: {reason}. Delete it and run 01-preprocessing.ipynb again.") from None
+
+    for row, values in zip(unknown, map_on_all_cores(inspect, unknown, "check")):
+        known[row.relpath, row.sha256] = values
+    measurements = pd.DataFrame([known[key] for key in zip(checks.relpath, checks.sha256)])
+    checks = checks.join(measurements)
+    return write_table(checks.assign(group=near_duplicate_groups(checks)), path)
+
+
+def near_duplicate_groups(checks: pd.DataFrame) -> pd.Series:
+    """Groups near-duplicates: equal `sha256`, or `phash` with a Hamming distance of at most `MAX_HAMMING_DISTANCE`.
+
+    Groups are connected components: an image belongs to a group if it is a near-duplicate of any member. Images with
+    low information are grouped only if their files are equal.
+
+    Returns:
+        For each image the first `relpath` of its group, by which the group is named.
+    """
+    keys = checks.phash.where(checks.phash != LOW_INFORMATION, "file " + checks.sha256)
+    links = [_link_equal(checks.sha256), _link_equal(keys)]
+    hashed = checks[checks.phash != LOW_INFORMATION].drop_duplicates("phash")
+    rows, hashes = hashed.index.to_numpy(), np.array([int(text, 16) for text in hashed.phash], dtype="uint64")
+    block = 256  # rows compared at once with all that follow: 50 MB for 26,179 images
+    for start in range(0, len(hashes), block):
+        distances = np.bitwise_count(hashes[start : start + block, None] ^ hashes[None, start:])
+        first, second = np.nonzero(distances <= MAX_HAMMING_DISTANCE)
+        links.append((rows[start:][first], rows[start:][second]))
+    first, second = (np.concatenate(ends) for ends in zip(*links))
+    graph = coo_array((np.ones(len(first), "int8"), (first, second)), shape=(len(checks), len(checks)))
+    number = pd.Series(connected_components(graph, directed=False)[1], index=checks.index)
+    return checks.relpath.groupby(number).transform("min")
+
+
+def _link_equal(keys: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Links each row with the first row that has the same key; returns two arrays of row numbers."""
+    first = pd.Series(keys.index, index=keys.index).groupby(keys.to_numpy()).transform("min")
+    return keys.index.to_numpy(), first.to_numpy()
+
+
+def near_duplicates(checks: pd.DataFrame) -> pd.DataFrame:
+    """Pairs each near-duplicate with the first image of its group.
+
+    Args:
+        checks: What `check_images` returned.
+
+    Returns:
+        One row per image beyond the first of its group, exact duplicates first: `first` and `second` (relpaths),
+        `category` and `category_second`, `exact` (the same bytes) and `hamming_distance` (between their hashes, in
+        bits of 64; missing where an image has low information).
+    """
+    return _pair(checks[checks.group != checks.relpath].assign(first=lambda table: table.group), checks)
+
+
+def leakage(checks: pd.DataFrame, parts: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Finds leakage between splits: validation and test images that are near-duplicates of a training image.
+
+    Args:
+        checks: What `check_images` returned.
+        parts: The tables of the split by name: `train`, `val`, `test`.
+
+    Returns:
+        One row per leaking image, paired with the first such training image: the columns of `near_duplicates`, and
+        `part`, where the image (`second`) is.
+    """
+    part_of = {relpath: name for name, table in parts.items() for relpath in table.relpath}
+    checks = checks.assign(part=checks.relpath.map(part_of))
+    first_in_training = checks[checks.part == "train"].groupby("group").relpath.min()
+    leaking = checks[checks.part.isin(["val", "test"]) & checks.group.isin(first_in_training.index)]
+    pairs = _pair(leaking.assign(first=leaking.group.map(first_in_training)), checks)
+    return pairs.assign(part=pairs.second.map(part_of))
+
+
+def _pair(table: pd.DataFrame, checks: pd.DataFrame) -> pd.DataFrame:
+    """Joins each image of a table with the one that its column `first` names, and compares the two."""
+    pairs = table.merge(checks, left_on="first", right_on="relpath", suffixes=("_second", ""))
+    pairs["exact"] = pairs.sha256 == pairs.sha256_second
+    pairs["hamming_distance"] = [
+        None if LOW_INFORMATION in hashes else (int(hashes[0], 16) ^ int(hashes[1], 16)).bit_count()
+        for hashes in zip(pairs.phash, pairs.phash_second)
+    ]
+    pairs = pairs.rename(columns={"relpath_second": "second"}).astype({"hamming_distance": "Int64"})
+    order = ["exact", "hamming_distance", "second"]
+    pairs = pairs.sort_values(order, ascending=[False, True, True], ignore_index=True)
+    return pairs["first second category category_second exact hamming_distance".split()]
+
+
+def issues(checks: pd.DataFrame, overview: pd.DataFrame, size: int) -> pd.DataFrame:
+    """Tells for each image which issues it has. An image may have several.
+
+    Args:
+        checks: What `check_images` returned.
+        overview: What `scan_images` returned; it has the sizes of the raw images.
+        size: Edge of the processed images, in pixels.
+
+    Returns:
+        One row per image in the order of `checks`, with boolean columns: `dark` and `light` (mean grey value below
+        `DARK_BELOW` or above `LIGHT_ABOVE`), `blurry` (variance of the Laplacian below `BLURRY_BELOW`), `upscaled`
+        (shorter edge of the raw image below half of `size`), `odd aspect ratio` (above `ODD_ASPECT_RATIO_ABOVE`).
+    """
+    edges = overview.set_index("relpath").loc[checks.source, ["width", "height"]].to_numpy()
+    shorter, longer = edges.min(axis=1), edges.max(axis=1)
+    return pd.DataFrame(
+        {
+            "dark": checks.brightness < DARK_BELOW,
+            "light": checks.brightness > LIGHT_ABOVE,
+            "blurry": checks.sharpness < BLURRY_BELOW,
+            "upscaled": shorter < size / 2,
+            "odd aspect ratio": longer > ODD_ASPECT_RATIO_ABOVE * shorter,
+        }
+    )

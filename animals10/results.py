@@ -1,0 +1,146 @@
+"""The table of results: what a row holds, the runs of a workspace, and the published runs beside them.
+
+To add a column, give `ResultRow` a field and set it in `execution.save`.
+"""
+
+from dataclasses import dataclass, field, fields
+
+import pandas as pd
+
+from animals10.dataset import ENGLISH, PUBLISHED_RESULTS
+from animals10.evaluation import compare_runs
+from animals10.files import UserError, display_path, read_table
+from animals10.runs import EFFICIENCY, Run
+from animals10.settings import Settings
+
+RUN_KEY = ("model_id", "learning_rate", "epochs", "repetition")  # two runs of one key differ in data or versions alone
+PUBLISHED_KEY = ("image_size", *RUN_KEY)  # by which a run finds its published counterpart
+
+
+def _column(title: str, description: str, form: str = "{}") -> dict[str, str]:
+    return {"title": title, "description": description, "format": form}
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """A row of `results.csv`: the summary of one run. The columns of the original study come first.
+
+    The metadata of each field hold its `title` and `description`, and the `format` of its values in tables.
+    """
+
+    time: str = field(metadata=_column("time (UTC)", "when the run ended"))
+    model_id: str = field(metadata=_column("run", "the experiment's id"))
+    learning_rate: float = field(metadata=_column("learning rate", "the highest if it follows a schedule", "{:g}"))
+    epochs: int = field(metadata=_column("maximum epochs", "early stopping may end training before"))
+    batchsize: int = field(metadata=_column("batch size", "images per training step"))
+    acc_train: float | None = field(metadata=_column("training accuracy", "at the best epoch", "{:.3f}"))
+    acc_val: float | None = field(metadata=_column("validation accuracy", "at the best epoch", "{:.3f}"))
+    accuracy: float = field(metadata=_column("test accuracy", "of the best epoch's weights", "{:.3f}"))
+    precision: float = field(metadata=_column("precision", "on the test images, weighted by class size", "{:.3f}"))
+    recall: float = field(metadata=_column("recall", "on the test images, weighted by class size", "{:.3f}"))
+    f1_score: float = field(metadata=_column("F1", "on the test images, weighted by class size", "{:.3f}"))
+    run_id: str = field(metadata=_column("run id", "time and digest; ends the name of the run's folder"))
+    dataset: str = field(metadata=_column("data set", "the images that the run was trained and evaluated on"))
+    image_size: int = field(metadata=_column("image size", "edge of the square images, pixels"))
+    repetition: int = field(metadata=_column("repetition", "runs that differ in their seed alone"))
+    n_train: int = field(metadata=_column("training images", "per epoch, after resampling", "{:,}"))
+    n_val: int = field(metadata=_column("validation images", "choose the best epoch", "{:,}"))
+    n_test: int = field(metadata=_column("test images", "evaluate the best epoch", "{:,}"))
+    class_balance: str = field(metadata=_column("class balance", "size to which all classes are resampled"))
+    weights: str = field(metadata=_column("weights", "the backbone's initial weights"))
+    params: int = field(metadata=_column("parameters", "of the whole model", "{:,}"))
+    trainable_params: int = field(metadata=_column("trainable parameters", "of these", "{:,}"))
+    epochs_run: int = field(metadata=_column("epochs run", "until early stopping or the maximum"))
+    best_epoch: int | None = field(metadata=_column("best epoch", "lowest validation loss; its weights are stored"))
+    accuracy_low: float = field(metadata=_column("low", "lower end of the 95 % Wilson interval", "{:.3f}"))
+    accuracy_high: float = field(metadata=_column("high", "upper end of the 95 % Wilson interval", "{:.3f}"))
+    train_seconds: float = field(metadata=_column("training time, s", "of all epochs", "{:.1f}"))
+    peak_memory_mb: int = field(metadata=_column("peak memory, MB", "resident memory during training", "{:,}"))
+    seed: int = field(metadata=_column("seed", "of this run: the settings' seed + repetition - 1"))
+    device: str = field(metadata=_column("device", "that the run was trained on"))
+    tensorflow: str = field(metadata=_column("TensorFlow", "version"))
+    keras: str = field(metadata=_column("Keras", "version"))
+    commit: str = field(metadata=_column("commit", "of this repository"))
+    data_sha256: str = field(metadata=_column("data checksum", "of the images and their split"))
+
+
+RESULT_COLUMNS = tuple(column.name for column in fields(ResultRow))
+
+
+def results_table(settings: Settings) -> pd.DataFrame:
+    """Returns `results.csv`, best validation accuracy first.
+
+    Returns:
+        The columns of `ResultRow`, and:
+        `significance`: among the runs on the same test images (`data_sha256`), `best` for the one with the highest
+        validation accuracy, and `not significantly different` for those whose test predictions `compare_runs` cannot
+        tell from it (p ≥ 0.05, not corrected for the number of comparisons). Empty for others, and for runs whose
+        folders are missing.
+        `model_mb`, `multiply_adds` (millions), `predict_ms` and `batch_ms` (milliseconds per image, at batch sizes 1
+        and 32): missing where `make efficiency` has not measured them.
+
+    Raises:
+        UserError: There are no results yet.
+    """
+    if not settings.results.exists():
+        raise UserError(f"There is no {display_path(settings.results)} yet: run notebook 02 or 03 first.")
+    order = {"by": ["acc_val", "time"], "ascending": [False, True], "na_position": "last"}
+    table = read_table(settings.results).sort_values(**order, ignore_index=True)
+    folders = table.model_id + "-" + table.run_id
+    runs = [Run(name, settings.models / name) for name in folders]
+    table["significance"], columns = "", list(EFFICIENCY)
+    table[columns] = pd.DataFrame([run.efficiency for run in runs], table.index, columns, float)
+    for _, rows in table.groupby("data_sha256"):
+        stored = [index for index in rows.index if runs[index].file("predictions.csv").exists()]
+        for index in stored:
+            similar = compare_runs(runs[stored[0]], runs[index])["p_value"] >= 0.05
+            words = "best" if index == stored[0] else "not significantly different" if similar else ""
+            table.loc[index, "significance"] = words
+    return table
+
+
+def best_run(settings: Settings, data_sha256: str | None = None) -> Run:
+    """Returns the stored run with the highest validation accuracy, for all data or those of one checksum.
+
+    Raises:
+        UserError: There is none.
+    """
+    table = results_table(settings)
+    table = table[table.acc_val.notna() & (table.data_sha256.eq(data_sha256) if data_sha256 else True)]
+    for row in table.itertuples():
+        run = Run(str(row.model_id), settings.models / f"{row.model_id}-{row.run_id}")
+        if run.file("model.keras").exists():
+            return run
+    raise UserError(f"There is no trained model in {display_path(settings.models)}: run notebook 02 or 03 first.")
+
+
+def published_runs(settings: Settings) -> pd.DataFrame:
+    """Returns the original study's runs; none if the workspace's classes are not its ten."""
+    published, path = read_table(PUBLISHED_RESULTS), settings.data / "processed-overview.csv"
+    if path.exists() and set(read_table(path).category) != set(ENGLISH):
+        return published.head(0)
+    return published
+
+
+def published_table(settings: Settings) -> pd.DataFrame:
+    """Joins the published runs of the workspace's image size with the latest measured run of each.
+
+    Returns:
+        One row per published run, in the order of publication: the columns of `data/published-results.csv`, and those
+        of `results_table`, with the suffix `_measured` where both have them; then `difference` (measured minus
+        published accuracy) and `agreement`: whether the published accuracy lies within the 95 % interval of the
+        measured one. Only runs on all of Animals-10 with trained weights are compared; for others it says why not.
+    """
+    published, key = published_runs(settings).query(f"image_size == {settings.image_size}"), list(PUBLISHED_KEY)
+    none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "significance", *EFFICIENCY])
+    measured = results_table(settings) if settings.results.exists() else none
+    measured = measured.sort_values("time").drop_duplicates(key, keep="last")
+    table = published.merge(measured, how="left", on=key, suffixes=("", "_measured"))
+    table["difference"] = table.accuracy_measured - table.accuracy
+    within = table.accuracy.between(table.accuracy_low, table.accuracy_high)
+    table["agreement"] = within.map({True: "within the 95 % interval", False: "outside the 95 % interval"})
+    table.loc[table.weights == "random", "agreement"] = "not compared: random weights"
+    elsewhere = table.dataset != "animals10"
+    table.loc[elsewhere, "agreement"] = "not compared: measured on " + table.dataset[elsewhere].astype("str")
+    table.loc[table.dataset.isna(), "agreement"] = "not measured"
+    return table

@@ -1,0 +1,209 @@
+"""Stored runs: a folder per run, and collections of runs that are found by id or by experiment."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import pandas as pd
+
+from animals10.files import UserError, display_path, read_json, read_table
+
+if TYPE_CHECKING:
+    from animals10.experiments import Experiment
+
+RUN_FILES = ("model.keras", "history.csv", "predictions.csv")  # beside run.json
+EFFICIENCY = ("model_mb", "multiply_adds", "predict_ms", "batch_ms")  # see `efficiency.measure_efficiency`
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it is stored in its folder, or one that is not trained and the reason why.
+
+    Attributes:
+        model_id: Its id.
+        path: Its folder, with `run.json`, `history.csv`, `predictions.csv`, `model.keras` and, after `make efficiency`,
+            `efficiency.json`; None if it is not trained.
+        why: The reason if it is not trained.
+    """
+
+    model_id: str
+    path: Path | None = None
+    why: str = ""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of `run.json`: `spec` (the full specification), `row` (of `results.csv`), checksums and more."""
+        return read_json(self.file("run.json"), "restore it, or delete the run's folder")
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The run's row of `results.csv`."""
+        return self.record["row"]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch: `epoch` (from 1), `accuracy`, `loss`, `val_accuracy`, `val_loss`."""
+        return read_table(self.file("history.csv"))
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row per test image: `relpath`, `category`, `predicted`, `confidence`, and `p_<class>` per class."""
+        return read_table(self.file("predictions.csv"))
+
+    @property
+    def efficiency(self) -> dict[str, float]:
+        """Model size and prediction times as `make efficiency` measured them; empty where it did not.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        file = self.file("efficiency.json")
+        if not file.exists():
+            return {}
+        found = read_json(file, "run `make efficiency`")
+        try:
+            return {name: float(found[name]) for name in EFFICIENCY}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is damaged ({type(error).__name__}: {error}): run `make efficiency`.") from None
+
+    def file(self, name: str) -> Path:
+        """Returns the path of a file in the run's folder.
+
+        Raises:
+            UserError: The run is not trained.
+        """
+        if self.path is None:
+            raise UserError(f"{self.model_id} is not trained here: {self.why}")
+        return self.path / name
+
+
+class Runs(Sequence[Run]):
+    """Runs in the order of their experiments: `runs[0]`, `runs["mobnet2_small"]`, `runs[experiment]`, `runs + more`."""
+
+    def __init__(self, runs: Iterable[Run], experiments: "Iterable[Experiment]" = ()):
+        """Takes the runs and, if they are known, the experiment of each."""
+        self._runs = tuple(runs)
+        self._experiments: tuple[Experiment | None, ...] = tuple(experiments) or (None,) * len(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._runs)
+
+    @overload
+    def __getitem__(self, key: "int | str | Experiment") -> Run: ...
+    @overload
+    def __getitem__(self, key: slice) -> "Runs": ...
+    def __getitem__(self, key: "int | str | slice | Experiment") -> "Run | Runs":
+        if isinstance(key, int):
+            return self._runs[key]
+        if isinstance(key, slice):
+            runs = Runs(self._runs[key])
+            runs._experiments = self._experiments[key]
+            return runs
+        if not isinstance(key, str):
+            if key in self._experiments:
+                return self._runs[self._experiments.index(key)]
+            raise UserError(f"None of these runs is of the experiment {key.id}.")
+        found = [run for run in self._runs if run.model_id == key]
+        if len(found) == 1:
+            return found[0]
+        ids = list(dict.fromkeys(run.model_id for run in self._runs))
+        if not found:
+            nearest = difflib.get_close_matches(key, ids, n=3, cutoff=0.3) or ids
+            raise UserError(f"None of these runs is called {key!r}; the nearest are {', '.join(nearest)}.")
+        raise UserError(f"{len(found)} of these runs are called {key!r}: choose by position or by experiment.")
+
+    def __add__(self, other: Iterable[Run]) -> "Runs":
+        more = other if isinstance(other, Runs) else Runs(other)
+        joined = Runs((*self._runs, *more._runs))
+        joined._experiments = (*self._experiments, *more._experiments)
+        return joined
+
+    def __repr__(self) -> str:
+        words = [run.model_id if run.path else f"{run.model_id} (not trained: {run.why})" for run in self._runs]
+        return f"Runs: {', '.join(words) or 'none'}"
+
+    @property
+    def trained(self) -> "Runs":
+        """Those that are trained."""
+        chosen = [index for index, run in enumerate(self._runs) if run.path]
+        runs = Runs(self._runs[index] for index in chosen)
+        runs._experiments = tuple(self._experiments[index] for index in chosen)
+        return runs
+
+
+# What tells runs of one id apart, in the order in which it is used, and its words.
+_DIFFERENCES = {"epochs": "{} epochs", "learning_rate": "learning rate {:g}", "repetition": "repetition {}"}
+_DIFFERENCES |= {"image_size": "{} pixels", "weights": "weights {}", "dataset": "{}", "run_id": "{}"}
+
+
+def run_labels(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[str]:
+    """Names runs so that no two names are equal: by id, and by what else tells those of one id apart.
+
+    Args:
+        rows: Rows of `results.csv`, with `model_id` and whatever of the other columns there is.
+
+    Returns:
+        One label per row, in their order.
+    """
+    records = rows.to_dict("records") if isinstance(rows, pd.DataFrame) else [dict(row) for row in rows]
+    labels = []
+    for row in records:
+        namesakes = [other for other in records if other["model_id"] == row["model_id"]]
+        parts = [str(row["model_id"])]
+        for name, words in _DIFFERENCES.items():
+            if len(namesakes) > 1 and len({str(other.get(name)) for other in namesakes}) > 1:
+                parts.append(words.format(row.get(name)))
+                namesakes = [other for other in namesakes if str(other.get(name)) == str(row.get(name))]
+        labels.append(", ".join(parts))
+    seen: Counter[str] = Counter()
+    unique = []
+    for label in labels:  # the same run twice
+        seen[label] += 1
+        unique.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return unique
+
+
+def stored_runs(root: Path) -> Runs:
+    """Returns the finished runs of a workspace, in the order in which they were trained."""
+    folders = [path.parent for path in (root / "models").glob("[!.]*/run.json")]  # a dot marks unfinished ones
+    runs = [Run(folder.name.rsplit("-", 2)[0], folder) for folder in folders]
+    return Runs(sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:] if run.path else []))
+
+
+def find_model(root: Path, name: str) -> Path:
+    """Finds the `.keras` file of a model.
+
+    Args:
+        root: The workspace, whose finished runs lie in `models/`.
+        name: The path of a `.keras` file or of a run's folder, the name of such a folder in the workspace's `models/`,
+            or an id, which means the latest of its runs.
+
+    Raises:
+        UserError: There is none; the message names the nearest.
+    """
+    given, models = Path(name).expanduser(), root / "models"
+    if name and given.is_file():
+        return given.resolve()
+    runs = stored_runs(root)
+    folders = {run.path.name: run.path for run in runs if run.path}
+    latest = [folder for run, folder in zip(runs, folders, strict=True) if run.model_id == name] or [name]
+    folder = folders.get(latest[-1], given.resolve() if name else None)
+    if folder and (folder / "model.keras").is_file():
+        return folder / "model.keras"
+    if folder and (folder / "run.json").is_file():
+        raise UserError(f"{display_path(folder)} lacks its model.keras: restore it, or train that run again.")
+    if given.suffix == ".keras":
+        raise UserError(f"There is no file {name}.")
+    where = f"in {display_path(models)}"
+    if not folders:
+        raise UserError(f"There are no runs {where}: train some first, or name their workspace (ANIMALS10_ROOT).")
+    known = sorted({run.model_id for run in runs})
+    nearest = difflib.get_close_matches(name, [*known, *folders], n=3, cutoff=0.3)
+    there = f"the nearest are {', '.join(nearest)}" if nearest else f"there are {', '.join(known)}"
+    raise UserError(f"{f'There is no model {name!r}' if name else 'No model is named'} {where}; {there}.")

@@ -1,0 +1,191 @@
+"""Training, validation and test set: how they are drawn, checked and read, and how a training set is resampled."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from animals10.dataset import ANIMALS10_SIZE
+from animals10.files import UserError, display_path, read_table, write_table
+from animals10.quality import check_images
+from animals10.settings import Settings
+
+MIN_IMAGES = 10  # per class, so that a tenth of them is one image
+# Class sizes after resampling, and the file that holds the training set resampled to each.
+CLASS_BALANCES = {
+    "none": "train.csv",
+    "min": "train-downsamp.csv",
+    "mean": "train-midsamp.csv",
+    "max": "train-upsamp.csv",
+}
+START_OVER = "delete train.csv, val.csv and test.csv there to split again"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test set: tables with the columns of `data/processed-overview.csv`.
+
+    Attributes:
+        train: The training set, not resampled.
+        val: The validation set.
+        test: The test set.
+        class_names: The class of each label, in order.
+        dataset: `sample`, `animals10` (all of it), `animals10-part`, or the name of the raw folder.
+        sha256: Checksum over the image size and each image's part, label and source checksum.
+    """
+
+    train: pd.DataFrame
+    val: pd.DataFrame
+    test: pd.DataFrame
+    class_names: tuple[str, ...]
+    dataset: str
+    sha256: str
+
+
+def load_splits(settings: Settings) -> Splits:
+    """Reads the tables `data/train.csv`, `val.csv` and `test.csv`, and makes them first if there are none.
+
+    70 % of the images are for training, 20 % for validation and 10 % for testing, stratified by class. They are drawn
+    with the seed from the sorted table, so every machine gets the same split. Near-duplicates stay together: the first
+    of each group is drawn and the others follow it. `ANIMALS10_SPLIT=published` draws each image on its own, as the
+    original study did.
+
+    Raises:
+        UserError: Notebook 01 has not run, a class has too few images, or a table is damaged or does not match the
+            images.
+    """
+    overview_path = settings.data / "processed-overview.csv"
+    if not overview_path.exists():
+        raise UserError(f"There is no {display_path(overview_path)}: run 01-preprocessing.ipynb first.")
+    overview = read_table(overview_path)
+    if set(overview.width) != {settings.image_size}:
+        path = display_path(overview_path)
+        raise UserError(f"{path} is of another size than ANIMALS10_IMAGE_SIZE={settings.image_size}.")
+    paths = {part: settings.data / f"{part}.csv" for part in ("test", "val", "train")}
+    if not paths["train"].exists():  # it is written last
+        groups = check_images(settings).group if settings.split == "grouped" else overview.relpath
+        for part, table in _split(overview, settings.seed, groups).items():
+            write_table(table, paths[part])
+    if missing := [path for path in paths.values() if not path.exists()]:
+        raise UserError(f"{display_path(missing[0])} is missing beside the other splits: restore it, or {START_OVER}.")
+    parts = {part: read_table(path) for part, path in paths.items()}
+    _check_tables(parts, overview, settings.data)
+    if unused := len(overview) - sum(map(len, parts.values())):
+        print(f"{unused} images were added after the split and are not used; {START_OVER}.")
+    rows = [(part, *row) for part, table in parts.items() for row in zip(table.relpath, table.label, table.sha256)]
+    return Splits(
+        train=parts["train"],
+        val=parts["val"],
+        test=parts["test"],
+        class_names=tuple(sorted(overview.category.unique())),
+        dataset=_dataset_name(settings, len(overview)),
+        sha256=hashlib.sha256(os.fsencode(repr((settings.image_size, rows)))).hexdigest(),
+    )
+
+
+def _split(overview: pd.DataFrame, seed: int, groups: pd.Series) -> dict[str, pd.DataFrame]:
+    """Splits a table.
+
+    Args:
+        overview: The images.
+        seed: Decides the draw.
+        groups: For each row the `relpath` of the image whose part it shares: its own if it is drawn itself.
+    """
+    overview = overview.sort_values("relpath")
+    groups = groups.loc[overview.index]
+    drawn = overview[groups == overview.relpath]
+    counts = drawn.category.value_counts()
+    if len(counts) < 2 or counts.min() < MIN_IMAGES:
+        few = ", ".join(f"{name} has {n}" for name, n in counts[counts < MIN_IMAGES].items())
+        raise UserError(
+            f"Too few images to split into training, validation and test set: {few or 'one class only'}; a class needs "
+            f"at least {MIN_IMAGES} usable ones, not counting duplicates. Add some or remove its folder, and run 01."
+        )
+    n_test, n_val = round(0.1 * len(drawn)), round(0.2 * len(drawn))
+    train, rest = train_test_split(drawn, test_size=n_val + n_test, stratify=drawn.label, random_state=seed)
+    val, test = train_test_split(rest, test_size=n_test, stratify=rest.label, random_state=seed)
+    parts = {"test": test, "val": val, "train": train}
+    return {part: overview[groups.isin(table.relpath)] for part, table in parts.items()}
+
+
+def _check_tables(parts: Mapping[str, pd.DataFrame], overview: pd.DataFrame, data: Path) -> None:
+    """Checks the tables of a split, which the user may have edited.
+
+    Args:
+        parts: The tables by name: `train`, `val`, `test`.
+        overview: All processed images.
+        data: The folder of the tables, and of the images in `processed/`.
+
+    Raises:
+        UserError: A column, a value or an image is missing, a class is unknown, an image is in two places, or a row
+            differs from the overview.
+    """
+    columns, classes = ["relpath", "category", "label", "sha256"], sorted(set(overview.category))
+    known = set(zip(*(overview[name] for name in columns)))
+    places: dict[str, Path] = {}
+    for part, table in parts.items():
+        path, advice = data / f"{part}.csv", f"Correct the table, or {START_OVER}."
+        if missing := [name for name in columns if name not in table]:
+            raise UserError(f"{path} lacks the column {missing[0]}. {advice}")
+        if table.empty:
+            raise UserError(f"{path} has no images. {advice}")
+        if (empty := table[columns].isna().any()).any():
+            raise UserError(f"{path} has a row without {empty.idxmax()}. {advice}")
+        for row in zip(*(table[name] for name in columns)):
+            relpath, category = row[:2]
+            if category not in classes:
+                raise UserError(
+                    f"{path}: {relpath} has the class {category}, not one of {', '.join(classes)}. {advice}"
+                )
+            if relpath in places:
+                raise UserError(f"{relpath} is in {places[relpath]} and again in {path}. {advice}")
+            if not (data / "processed" / relpath).is_file():
+                raise UserError(f"{path} names {relpath}, which is missing in {data / 'processed'}. {advice}")
+            if row not in known:
+                reason = "than processed-overview.csv: the table was edited, or the images have changed"
+                raise UserError(f"{path} has another label or checksum of {relpath} {reason}. {advice}")
+            places[relpath] = path
+
+
+def _dataset_name(settings: Settings, n_images: int) -> str:
+    if settings.profile == "sample":
+        return "sample"
+    if n_images == ANIMALS10_SIZE:
+        return "animals10"
+    folder = next(path for path in (settings.raw, *settings.raw.parents) if path.name not in ("raw-img", "data"))
+    return "animals10-part" if folder.name == "animals10" else folder.name
+
+
+def resample(train: pd.DataFrame, class_balance: str, seed: int) -> pd.DataFrame:
+    """Resamples a training set so that all classes have the same size.
+
+    Undersampling draws images of a class at random. Oversampling keeps all images of a class and repeats each equally
+    often; the remainder is drawn at random. (The original study drew with replacement when it oversampled, and so left
+    out many of its images.)
+
+    Args:
+        train: The training set.
+        class_balance: The size of each class: that of the smallest (`min`) or largest class (`max`), or the mean class
+            size, rounded down (`mean`); `none` returns the table unchanged.
+        seed: Decides the draws.
+
+    Returns:
+        A table with the same columns, sorted by label and `relpath`.
+
+    Raises:
+        ValueError: `class_balance` is none of these.
+    """
+    if class_balance not in CLASS_BALANCES:
+        raise ValueError(f"class_balance is {class_balance!r}; allowed is {', '.join(CLASS_BALANCES)}")
+    if class_balance == "none":
+        return train
+    size = int(train.label.value_counts().agg(class_balance))
+    parts = []
+    for _, images in train.groupby("label"):
+        repeats, rest = divmod(size, len(images))
+        parts += [images] * repeats + [images.sample(rest, random_state=seed)]
+    return pd.concat(parts).sort_values(["label", "relpath"], ignore_index=True)

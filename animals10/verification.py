@@ -1,0 +1,129 @@
+"""Verification of stored runs, and `results.csv` restored from them.
+
+A run passes if its files are those that were stored, its row of `results.csv` agrees with its predictions, and its
+model, loaded in Keras's safe mode, predicts the same probabilities for the test images.
+"""
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from animals10.csv_append import rebuild_rows
+from animals10.evaluation import metrics, predict_table
+from animals10.files import UserError, display_path, file_sha256, one_line
+from animals10.input_pipeline import batches
+from animals10.models import load_model
+from animals10.results import RESULT_COLUMNS, results_table
+from animals10.runs import Run, stored_runs
+from animals10.settings import Settings
+from animals10.splits import load_splits
+
+# Largest difference between stored and new probabilities. Stored ones were predicted from cached features, which are
+# computed in another order than the loaded model computes: with the 500 layers of EfficientNetV2S, 0.0003 apart.
+TOLERANCE = 1e-3
+
+
+def verify_runs(settings: Settings, names: Sequence[str] = ()) -> int:
+    """Verifies stored runs and prints a line for each.
+
+    Args:
+        settings: The settings; `root` is the workspace.
+        names: Ids, or names of folders in `models/`; empty for all runs.
+
+    Returns:
+        The number of runs that failed.
+
+    Raises:
+        UserError: There is no such run, or no results.csv.
+    """
+    runs = [
+        run
+        for run in stored_runs(settings.root)
+        if not names or run.model_id in names or (run.path and run.path.name in names)
+    ]
+    if not runs:
+        raise UserError(f"There is no such run in {display_path(settings.models)}: its folders show what there is.")
+    rows, failed = results_table(settings), 0
+    for run in runs:
+        problems = find_problems(settings, run, rows)
+        failed += bool(problems)
+        print(f"{run.path.name if run.path else run.model_id}: {'; '.join(problems) or 'verified'}", flush=True)
+    print(f"{len(runs)} runs verified, {failed} of them failed")
+    return failed
+
+
+def find_problems(settings: Settings, run: Run, rows: pd.DataFrame) -> list[str]:
+    """Verifies a stored run.
+
+    Args:
+        settings: The settings.
+        run: The run.
+        rows: `results.csv`, see `results.results_table`.
+
+    Returns:
+        Its problems, one line each; empty if there are none.
+    """
+    record = run.record
+    changed = [
+        f"{name} is not the file that was stored"
+        for name, sha256 in record["files_sha256"].items()
+        if not run.file(name).exists() or file_sha256(run.file(name)) != sha256
+    ]
+    if changed:
+        return changed
+    if missing := [name for name in RESULT_COLUMNS if name not in rows]:
+        return [f"{display_path(settings.results)} lacks the column {missing[0]}: run `make rebuild`"]
+    row = rows[rows.run_id == record["row"]["run_id"]]
+    if len(row) != 1:
+        return [f"{display_path(settings.results)} holds its row {len(row)} times"]
+    problems = [
+        f"{name} is {row[name].item()} in {settings.results.name} but {value} by predictions.csv"
+        for name, value in metrics(run.predictions).items()
+        if not np.isclose(row[name].item(), value, rtol=0, atol=1e-12)
+    ]
+    return problems + _prediction_problems(settings, run)
+
+
+def _prediction_problems(settings: Settings, run: Run) -> list[str]:
+    """Compares the stored probabilities with those that the stored model predicts now."""
+    splits = load_splits(settings)
+    if splits.sha256 != run.row["data_sha256"]:
+        return ["it was evaluated on other images or splits than the workspace holds now"]
+    try:
+        model, class_names = load_model(run.file("model.keras"))
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        return [f"model.keras cannot be loaded ({one_line(error)})"]
+    predictions = predict_table(model, batches(settings, splits.test), splits.test, class_names)
+    columns = [f"p_{name}" for name in class_names]
+    difference = float(np.abs(predictions[columns].to_numpy() - run.predictions[columns].to_numpy()).max())
+    if difference > TOLERANCE:
+        return [f"the model's probabilities differ by up to {difference:.2g} from predictions.csv"]
+    return []
+
+
+def rebuild_results(settings: Settings) -> tuple[int, int]:
+    """Restores `results.csv` from the `run.json` of every stored run; rows and columns of other origin are kept.
+
+    Returns:
+        The number of rows, and how many of them were missing.
+
+    Raises:
+        UserError: A `run.json` is damaged, or the table is no table or cannot be written; it stays as it was.
+    """
+    total, added = rebuild_rows(settings.results, _stored_rows(settings), RESULT_COLUMNS)
+    print(f"{display_path(settings.results)}: {total} rows, {added} of them were missing.")
+    return total, added
+
+
+def _stored_rows(settings: Settings) -> Iterator[dict[str, Any]]:
+    for run in stored_runs(settings.root):
+        try:
+            row = run.row
+            yield {"run_id": row["run_id"], "time": row["time"]} | row
+        except (KeyError, TypeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            path = run.file("run.json")
+            raise UserError(f"{path} is damaged ({what}): delete the run's folder, or restore it.") from None

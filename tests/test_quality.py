@@ -1,0 +1,137 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageEnhance
+
+from animals10 import quality
+from animals10.files import UserError, read_table
+from animals10.preprocessing import resize_images, scan_images
+from animals10.quality import MAX_HAMMING_DISTANCE, check_images, issues, leakage, measure, near_duplicates
+from animals10.settings import SAMPLE, Settings
+
+
+@pytest.fixture
+def sample(tmp_path):
+    settings = Settings(root=tmp_path, raw=SAMPLE, image_size=224)
+    resize_images(settings, scan_images(settings))
+    return settings
+
+
+def table(hashes, sha256=None, categories=None):
+    names = [f"{number:03}.jpg" for number in range(len(hashes))]
+    checks = pd.DataFrame({"relpath": names, "phash": hashes, "sha256": sha256 or names})
+    checks["category"] = categories or ["a"] * len(hashes)
+    return checks.assign(group=quality.near_duplicate_groups(checks))
+
+
+def test_the_duplicate_of_the_sample_is_found_and_nothing_else(sample):
+    pairs = near_duplicates(check_images(sample))
+    assert pairs[["first", "second"]].values.tolist() == [["chicken/gallina-00.jpg", "chicken/gallina-11.jpg"]]
+    assert pairs.exact.all() and (pairs.hamming_distance == 0).all()
+
+
+def test_altered_copies_are_near_duplicates_and_other_drawings_are_far_away(sample):
+    """Why MAX_HAMMING_DISTANCE is a fair limit."""
+    originals = sorted((sample.data / "processed").glob("*/*.jpg"))
+    hashes = [measure(path)["phash"] for path in originals]
+    altered = sample.root / "altered.jpg"
+    for path, phash in zip(originals, hashes):
+        with Image.open(path) as image:
+            copies = [image.resize((112, 112)), image.convert("L"), ImageEnhance.Contrast(image).enhance(0.7)]
+        for copy in copies:
+            copy.save(altered, quality=40)
+            differing = int(measure(altered)["phash"], 16) ^ int(phash, 16)
+            assert differing.bit_count() <= MAX_HAMMING_DISTANCE, path
+    values = [int(text, 16) for text in sorted(set(hashes))]
+    distances = [(a ^ b).bit_count() for i, a in enumerate(values) for b in values[:i]]
+    assert len(values) == len(originals) - 1 and min(distances) > 2 * MAX_HAMMING_DISTANCE
+
+
+def test_groups_agree_with_a_comparison_of_all_pairs():
+    """Over more than one block of rows, and with chains."""
+    rng = np.random.default_rng(3)
+    seeds = rng.integers(0, 2**64, 300, dtype="uint64")
+    values = [int(value) for value in seeds]
+    for value in values[:200]:
+        for _ in range(2):
+            value ^= sum(1 << int(bit) for bit in rng.choice(64, 4, replace=False))
+            values.append(value)
+    values = [values[index] for index in rng.permutation(len(values))]
+    names = {value: {value} for value in values}
+    for a in values:
+        for b in values:
+            if (a ^ b).bit_count() <= MAX_HAMMING_DISTANCE and names[a] is not names[b]:
+                names[a] |= names[b]
+                for value in names[b]:
+                    names[value] = names[a]
+    checks = table([f"{value:016x}" for value in values])
+    expected = {}
+    for value, relpath in zip(values, checks.relpath):
+        expected.setdefault(id(names[value]), []).append(relpath)
+    assert sorted(expected.values()) == sorted(checks.groupby("group").relpath.apply(list))
+    assert checks.group.nunique() < 310
+
+
+def test_images_of_one_colour_are_duplicates_only_if_their_files_are_equal(tmp_path):
+    for number, colour in enumerate(("white", "black", "#010101")):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{number}.jpg")
+    measured = [measure(path) for path in sorted(tmp_path.iterdir())]
+    assert [values["phash"] for values in measured] == ["low information"] * 3 and measured[0]["brightness"] == 255
+    checks = table(["low information"] * 3, sha256=["x", "y", "x"])
+    assert checks.group.tolist() == ["000.jpg", "001.jpg", "000.jpg"]
+    assert near_duplicates(checks).hamming_distance.isna().all()
+
+
+def test_pairs_tell_how_they_differ_and_which_of_them_leak():
+    near = ["0" * 16, "0" * 15 + "1", "f" * 16, "0" * 16, "f" * 14 + "fe"]
+    checks = table(near, sha256=list("xyzxw"), categories=list("aaabb"))
+    pairs = near_duplicates(checks)
+    assert list(pairs) == ["first", "second", "category", "category_second", "exact", "hamming_distance"]
+    assert pairs[["first", "second", "exact", "hamming_distance"]].values.tolist() == [
+        ["000.jpg", "003.jpg", True, 0],
+        ["000.jpg", "001.jpg", False, 1],
+        ["002.jpg", "004.jpg", False, 1],
+    ]
+    assert pairs[pairs.category != pairs.category_second].second.tolist() == ["003.jpg", "004.jpg"]
+    parts = {"train": checks.iloc[[1, 2]], "val": checks.iloc[[0]], "test": checks.iloc[[3, 4]]}
+    leaks = leakage(checks, parts)
+    assert set(zip(leaks["first"], leaks.second, leaks.part)) == {
+        ("001.jpg", "000.jpg", "val"),
+        ("001.jpg", "003.jpg", "test"),
+        ("002.jpg", "004.jpg", "test"),
+    }
+
+
+def test_issues(settings):
+    rng = np.random.default_rng(2)
+    noise = rng.integers(0, 256, (120, 120), dtype="uint8")
+    red = settings.raw / "red"
+    Image.fromarray(noise // 8).save(red / "dark.png")
+    Image.fromarray(230 + noise // 11).save(red / "light.png")
+    Image.fromarray(np.tile(np.arange(120, dtype="uint8") * 2, (120, 1))).save(red / "blurry.png")
+    Image.fromarray(noise[:40]).save(red / "odd aspect ratio.png")
+    Image.fromarray(noise[:15, :15]).save(red / "upscaled.png")
+    Image.fromarray(noise).save(red / "fine.png")
+    overview = scan_images(settings)
+    processed = resize_images(settings, overview)
+    found = issues(check_images(settings), overview, 32).set_axis(processed.source)
+    assert list(found) == ["dark", "light", "blurry", "upscaled", "odd aspect ratio"]
+    for name in found:
+        assert found.loc[f"red/{name}.png", name], name
+    assert not found.loc["red/fine.png"].any()
+    assert found["odd aspect ratio"].sum() == 1 and found.upscaled.sum() == 1
+
+
+def test_images_are_measured_once_and_again_if_they_changed(prepared, draw, monkeypatch):
+    first = check_images(prepared)
+    draw(prepared.raw / "red" / "red 03.jpeg", (90, 90, 90))
+    resize_images(prepared, scan_images(prepared))
+    measured = []
+    monkeypatch.setattr(quality, "measure", lambda path: measured.append(path.name) or measure(path))
+    again = check_images(prepared)
+    assert measured == ["red 03.jpg"]
+    assert (again.phash != first.phash).sum() == 1 and read_table(prepared.data / "checks.csv").equals(again)
+    (prepared.data / "processed" / "red" / "red 05.jpg").write_bytes(b"half an image")
+    (prepared.data / "checks.csv").write_text("relpath,phash\nred/red 03.jpg,mine\n")
+    with pytest.raises(UserError, match=r"red 05.jpg: not an image.*Delete it and run 01-preprocessing"):
+        check_images(prepared)
