@@ -12,7 +12,7 @@ from typing import Literal
 import keras
 import numpy as np
 
-from .files import UserError
+from animals10.files import UserError
 
 InputContract = Literal["-1 to 1", "ImageNet mean and standard deviation", "inside"]
 

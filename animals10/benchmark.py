@@ -24,17 +24,17 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from .benchmark_pipeline import measure_memory, measure_pipeline, measure_resizing, median_seconds
-from .dataset import PUBLISHED_RESULTS
-from .environment import configure_device
-from .experiments import Experiment, Training
-from .features import inference_function
-from .files import read_table
-from .models import Transfer, feature_layers_of
-from .preprocessing import resize_images, scan_images
-from .settings import Settings
-from .splits import load_splits, resample
-from .training import train
+from animals10.benchmark_pipeline import measure_memory, measure_pipeline, measure_resizing, median_seconds
+from animals10.dataset import PUBLISHED_RESULTS
+from animals10.environment import configure_device
+from animals10.experiments import Experiment, Training
+from animals10.features import inference_function
+from animals10.files import read_table
+from animals10.models import Transfer, feature_layers_of
+from animals10.preprocessing import resize_images, scan_images
+from animals10.settings import Settings
+from animals10.splits import load_splits, resample
+from animals10.training import train
 
 NO_EARLY_STOPPING = 10**6  # epochs of patience
 ANIMALS10_TRAIN = 18_320  # training images of the original study, resampled to the mean class size

@@ -17,12 +17,12 @@ import psutil
 import tensorflow as tf
 from PIL import Image
 
-from .augmentation import Augmentation
-from .files import read_table, write_table
-from .input_pipeline import training_batches
-from .models import CNN
-from .preprocessing import resize_images
-from .settings import Settings
+from animals10.augmentation import Augmentation
+from animals10.files import read_table, write_table
+from animals10.input_pipeline import training_batches
+from animals10.models import CNN
+from animals10.preprocessing import resize_images
+from animals10.settings import Settings
 
 EPOCH_SIZES = (2_000, 18_320)  # images per epoch for which memory is measured
 

@@ -2,7 +2,6 @@
 
 import math
 import time
-import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from animals10.environment import configure_device
-from animals10.files import UserError, display_path, one_line, write_json
+from animals10.files import UserError, display_path, write_json
 from animals10.models import load_model
 from animals10.runs import Run, stored_runs
 from animals10.settings import Settings
@@ -108,10 +107,7 @@ def measure_run(run: Run, device: str, rounds: int = 30) -> dict[str, float | st
         UserError: The run's model is missing or damaged, or the file cannot be written.
     """
     path = run.file("model.keras")
-    try:
-        model, _ = load_model(path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be loaded ({one_line(error)}): move its folder away.") from None
+    model, _ = load_model(path)
     found: dict[str, float | str] = {**measure_efficiency(model, path, rounds)}
     found |= {"device": device, "time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"}
     found |= {"tensorflow": tf.__version__, "keras": keras.__version__}

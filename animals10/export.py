@@ -7,7 +7,6 @@ file beside it says how to use it.
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,15 +34,7 @@ from animals10.export_formats import (
     chosen_formats,
     describe_input,
 )
-from animals10.files import (
-    UserError,
-    atomic_write,
-    display_path,
-    file_sha256,
-    one_line,
-    remove_stale_temporary_files,
-    write_json,
-)
+from animals10.files import UserError, atomic_write, display_path, file_sha256, remove_stale_temporary_files, write_json
 from animals10.images import open_image, resize_square
 from animals10.input_pipeline import batches
 from animals10.models import load_model
@@ -107,10 +98,7 @@ def load_source(settings: Settings, name: str) -> Source:
         UserError: There is no such model, it cannot be loaded, or its input is not of this study's kind.
     """
     path = find_model(settings.root, name)
-    try:
-        model, class_names = load_model(path)
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{display_path(path)} cannot be loaded: {one_line(error)}") from None
+    model, class_names = load_model(path)
     shape = model.input_shape
     if len(model.inputs) != 1 or len(shape) != 4 or shape[1:] != (shape[1], shape[1], 3) or not shape[1]:
         raise UserError(f"{display_path(path)} takes {shape}: pixels (None, size, size, 3) were expected.")

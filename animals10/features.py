@@ -23,8 +23,8 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tqdm import tqdm
 
-from .files import UserError, display_path, user_facing_os_errors
-from .input_pipeline import without_autotune
+from animals10.files import UserError, display_path, user_facing_os_errors
+from animals10.input_pipeline import without_autotune
 
 SPARE_BYTES = 500_000_000  # free space that a cache leaves on the disk
 SECONDS_BETWEEN_FLUSHES = 10  # an interrupted computation loses no more than this

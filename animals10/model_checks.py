@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from .files import UserError
+from animals10.files import UserError
 
 TOLERANCE = 1e-3  # of the sum of probabilities, in float32
 

@@ -15,9 +15,9 @@ import keras
 import numpy as np
 import pandas as pd
 
-from .backbones import find_backbone
-from .features import split_before
-from .files import UserError, atomic_write
+from animals10.backbones import find_backbone
+from animals10.features import split_before
+from animals10.files import UserError, atomic_write, display_path, one_line
 
 
 class Architecture(Protocol):
@@ -367,8 +367,12 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
     """Loads a model that `save_model` wrote, and its class names. Keras's safe mode refuses code in the file.
 
     Raises:
-        ValueError: The file holds code, for example in a `Lambda` layer.
+        UserError: The file is no such model, is damaged, or holds code, for example in a `Lambda` layer.
     """
-    with zipfile.ZipFile(path) as archive:
-        class_names = tuple(json.loads(archive.read("class_names.json")))
-    return keras.models.load_model(path, compile=False), class_names
+    try:
+        with zipfile.ZipFile(path) as archive:
+            class_names = tuple(json.loads(archive.read("class_names.json")))
+        return keras.models.load_model(path, compile=False), class_names
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+        advice = "name a .keras file that this study saved, or restore it"
+        raise UserError(f"{display_path(path)} cannot be loaded ({one_line(error)}): {advice}.") from None

@@ -11,12 +11,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .catalogue import CATALOGUE
-from .files import REPOSITORY, UserError, atomic_write, display_path
-from .models import Transfer
-from .plots import BLUE, GREY, ORANGE, STYLE
-from .results import RUN_KEY, published_table, results_table
-from .settings import Settings
+from animals10.catalogue import CATALOGUE
+from animals10.files import REPOSITORY, UserError, atomic_write, display_path
+from animals10.models import Transfer
+from animals10.plots import BLUE, GREY, ORANGE, STYLE
+from animals10.results import RUN_KEY, published_table, results_table
+from animals10.settings import Settings
 
 README = REPOSITORY / "README.md"
 ALL_RESULTS = REPOSITORY / "docs" / "results.md"

@@ -4,7 +4,6 @@ A run passes if its files are those that were stored, its row of `results.csv` a
 model, loaded in Keras's safe mode, predicts the same probabilities for the test images.
 """
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import pandas as pd
 
 from animals10.csv_append import rebuild_rows
 from animals10.evaluation import metrics, predict_table
-from animals10.files import UserError, display_path, file_sha256, one_line
+from animals10.files import UserError, display_path, file_sha256
 from animals10.input_pipeline import batches
 from animals10.models import load_model
 from animals10.results import RESULT_COLUMNS, results_table
@@ -94,8 +93,8 @@ def _prediction_problems(settings: Settings, run: Run) -> list[str]:
         return ["it was evaluated on other images or splits than the workspace holds now"]
     try:
         model, class_names = load_model(run.file("model.keras"))
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        return [f"model.keras cannot be loaded ({one_line(error)})"]
+    except UserError as error:
+        return [str(error)]
     predictions = predict_table(model, batches(settings, splits.test), splits.test, class_names)
     columns = [f"p_{name}" for name in class_names]
     difference = float(np.abs(predictions[columns].to_numpy() - run.predictions[columns].to_numpy()).max())

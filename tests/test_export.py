@@ -104,7 +104,7 @@ def test_one_clear_line_for_what_is_missing(settings, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(aux.UserError, match=r"FORMAT=litert needs ai-edge-litert, .*: run `make extras`"):
         export_model(settings, "any")
-    with pytest.raises(aux.UserError, match=r"damaged\.keras cannot be loaded: File is not a zip file"):
+    with pytest.raises(aux.UserError, match=r"damaged\.keras cannot be loaded \(File is not a zip file"):
         load_source(settings, str(tmp_path / "damaged.keras"))
 
 
