@@ -262,13 +262,14 @@ def experiment_table(experiments: Iterable[Experiment], n_classes: int = 10, ima
 
     Returns:
         One row per experiment: its id, all fields of its architecture and of its training configuration, `parameters`
-        of the network, and `initialised from`. A field of the training configuration that has its default in all rows
-        is left out, except for the patience and the class balance.
+        of the network, and `initialised from`. Of the training configuration and of freezing, fields that have their
+        default in all rows are left out, except for the patience and the class balance.
     """
     experiments = tuple(experiments)
     table = pd.DataFrame([_hyper_parameters(one, n_classes, image_size) for one in experiments]).fillna("–")
     defaults = {_title(name): _words(value) for name, value in vars(Training(1.0, 1)).items()}
     defaults |= {"repetition": "1", "first epoch": "1", "initialised from": "–"}
+    defaults |= {"unfrozen layers": "0", "unfrozen blocks": "0", "freeze batch norm": "yes"}
     kept = ("learning rate", "maximum epochs", "patience", "class balance")
     return table[[name for name in table if name in kept or any(table[name] != defaults.get(name))]]
 
@@ -295,7 +296,7 @@ def _words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (tuple, list)):
-        return " ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value) or "none"
+        return "\u00a0".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value) or "none"
     if isinstance(value, Augmentation):
         standard = identity(Augmentation())
         changed = {name: part for name, part in identity(value).items() if name not in standard}

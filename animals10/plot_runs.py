@@ -75,7 +75,7 @@ def plot_run(run: Run) -> plt.Figure:
     _draw_matrix(axes["matrix"], run.record["class_names"], predictions)
     name = f"{row['model_id']} on {row['dataset']}"
     key = f"learning rate {row['learning_rate']:g}, maximum epochs {row['epochs']}, repetition {row['repetition']}"
-    key += f", weights: {row['weights']}"
+    key += ", trained from scratch" if row["weights"] == "none" else f", weights: {row['weights']}"
     interval = f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"
     result = f"test accuracy {row['accuracy']:.3f} (95 % interval {interval}, {row['n_test']} images)"
     figure.suptitle(f"{name}\n{key}\n{result}" + "\nevaluated without training" * (not is_trained))
@@ -91,6 +91,7 @@ def _draw_curves(axis: plt.Axes, name: str, history: pd.DataFrame, best_epoch: i
     axis.plot(history.epoch, history[f"val_{name}"], "s--", color=ORANGE, markersize=size, label="validation")
     axis.axvline(best_epoch, color=GREY, linewidth=1.2, linestyle=":", label=f"best epoch: {best_epoch}")
     axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    axis.yaxis.get_major_formatter().set_useOffset(False)
     axis.grid(alpha=0.25)
 
 

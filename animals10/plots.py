@@ -60,6 +60,7 @@ def message_figure(text: str) -> plt.Figure:
     """Returns a figure that says why there is nothing to draw."""
     lines = textwrap.wrap(text, 95, break_on_hyphens=False)
     figure = plt.figure(figsize=(9, 0.4 + 0.2 * len(lines)))
+    figure.add_axes((0, 0, 1, 1)).axis("off")  # IPython shows no figure without axes
     figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=11)
     return finish(figure, text)
 

@@ -194,24 +194,29 @@ class Workspace:
             done: Runs of earlier tasks, by digest.
         """
         experiment, settings = task.experiment, self.settings
+        may_train = self._selected(experiment) and (task.listed or task.wanted)
+        if not may_train or (self._is_current(task, done) and not task.forced):
+            return self._stored(task)
+        weights, _, missing = self.weights(experiment)
+        if missing:
+            print(f"{experiment.id} skipped: {missing}")
+            return Run(experiment.id, why=missing)
+        start = self._start(experiment, done)
+        if experiment.parent is not None and start is None:
+            raise self._without_parent(experiment, done)
         with filelock.FileLock(settings.models / f".{task.digest}.lock"):  # two processes must not train the same run
-            may_train = self._selected(experiment) and (task.listed or task.wanted)
-            if not may_train or (self._is_current(task, done) and not task.forced):
-                stored = self.finished(task.digest)
-                if stored and task.listed:
-                    append_row(settings.results, stored.row, RESULT_COLUMNS)  # a kill may have come before the row
-                return stored or Run(experiment.id, why="ANIMALS10_ONLY leaves it out.")
-            weights, _, missing = self.weights(experiment)
-            if missing:
-                print(f"{experiment.id} skipped: {missing}")
-                return Run(experiment.id, why=missing)
-            start = self._start(experiment, done)
-            if experiment.parent is not None and start is None:
-                raise self._without_parent(experiment, done)
+            if self._is_current(task, done) and not task.forced:  # another process has just trained it
+                return self._stored(task)
             job = Job(settings, self.splits, experiment, self.context(experiment), task.digest, weights, start, place)
             run = execute(job)
             append_row(settings.results, run.row, RESULT_COLUMNS)
             return run
+
+    def _stored(self, task: Task) -> Run:
+        stored = self.finished(task.digest)
+        if stored and task.listed:
+            append_row(self.settings.results, stored.row, RESULT_COLUMNS)  # a kill may have come before the row
+        return stored or Run(task.experiment.id, why="ANIMALS10_ONLY leaves it out.")
 
     def finished(self, name: str | None) -> Run | None:
         """Returns the latest stored run of a digest, or None."""
