@@ -15,6 +15,15 @@ BROWSER_ARGUMENTS = "--headless=new --disable-gpu --disable-quic --no-first-run 
 BROWSER_ARGUMENTS += "--disable-component-update --disable-sync --window-size=1400,900"
 
 
+def pytest_collection_modifyitems(items):
+    """Lets two workers share the tests of a file, but gives the cells of a notebook to one; long files come first."""
+    longest = ("test_training", "test_reproducible", "test_notebooks")
+    items.sort(key=lambda item: (item.path.suffix != ".ipynb", item.path.stem not in longest))
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture
 def draw():
     """Returns a function that draws an image of one colour with some noise, so that no two have the same bytes."""

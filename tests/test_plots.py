@@ -83,7 +83,7 @@ def test_figures_of_a_trained_run(prepared, monkeypatch):
     monkeypatch.setattr(plots, "display", lambda figure, **_: shown.append(figure.get_label().split(":")[0]))
     monkeypatch.setattr(plot_runs, "display", lambda table: shown.append(list(table.columns)))
     aux.show_run(run)
-    name = "small on raw, learning rate 0.01, maximum epochs 6, repetition 1, weights"
+    name = "small on raw, learning rate 0.01, maximum epochs 6, repetition 1, trained from scratch"
     assert shown == [["layer", "type", "output shape", "parameters"], name]
     shown.clear()
     aux.show_run(run, prepared)
