@@ -17,7 +17,7 @@ ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(
 RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 	export ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace && \
 	$(BIN)/python -m pytest $(NBVAL) $(firstword $(NOTEBOOKS)) && \
-	$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadgroup $(wordlist 2,3,$(NOTEBOOKS)) tests
+	$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(wordlist 2,3,$(NOTEBOOKS)) tests
 
 .DEFAULT_GOAL := help
 .PHONY: help run full data rebuild test test-all stress lint notebooks sample readme report lock clean clean-cache bench \

@@ -15,13 +15,17 @@ BROWSER_ARGUMENTS = "--headless=new --disable-gpu --disable-quic --no-first-run 
 BROWSER_ARGUMENTS += "--disable-component-update --disable-sync --window-size=1400,900"
 
 
+LONGEST_FIRST = ("test_reproducible", "test_training", "test_notebooks", "test_feature_cache", "test_own_networks")
+
+
 def pytest_collection_modifyitems(items):
-    """Lets two workers share the tests of a file, but gives the cells of a notebook to one; long files come first."""
-    longest = ("test_training", "test_reproducible", "test_notebooks")
-    items.sort(key=lambda item: (item.path.suffix != ".ipynb", item.path.stem not in longest))
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    """Puts notebooks and long files first, so that two workers end at about the same time."""
+
+    def order(item):
+        name = item.path.stem
+        return item.path.suffix != ".ipynb", LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=order)
 
 
 @pytest.fixture

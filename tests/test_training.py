@@ -11,10 +11,8 @@ import pandas as pd
 import pytest
 
 import auxiliary as aux
-from animals10 import features
 from animals10.callbacks import ProgressLine
 from animals10.execution import class_weights, compile_model
-from animals10.input_pipeline import view_batches
 from animals10.results import RESULT_COLUMNS
 
 SMALL = aux.CNN((8, 8), (2, 2), (16,), (0.1,))
@@ -168,122 +166,6 @@ def test_a_row_that_a_kill_lost_is_appended_from_the_folder(prepared):
     prepared.results.unlink()
     aux.train(prepared, small)
     assert [row["run_id"] for row in rows(prepared)] == [run.row["run_id"]]
-
-
-# ── Networks of one's own ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclasses.dataclass(frozen=True)
-class SmallResNet:
-    filters: int = 8
-    blocks: int = 2
-    logits: bool = False
-
-    def build(self, n_classes, image_size, weights=None):
-        inputs = keras.Input((image_size, image_size, 3))
-        x = keras.layers.Conv2D(self.filters, 3, strides=2, padding="same")(keras.layers.Rescaling(1 / 255)(inputs))
-        for _ in range(self.blocks):
-            y = keras.layers.BatchNormalization()(x)
-            y = keras.layers.Conv2D(self.filters, 3, padding="same", activation="relu")(y)
-            x = x + y
-        x = keras.layers.GlobalAveragePooling2D()(x)
-        outputs = keras.layers.Dense(n_classes, activation=None if self.logits else "softmax")(x)
-        return keras.Model(inputs, outputs)
-
-
-def test_a_network_of_ones_own_is_trained_like_any_other(prepared):
-    mine = aux.Experiment("mine", SmallResNet(), TRAINING)
-    run = aux.train(prepared, mine)
-    assert aux.train(prepared, mine) == run and run.row["weights"] == "none"
-    assert run.record["spec"]["model"] == {"type": "SmallResNet", "filters": 8, "blocks": 2, "logits": False}
-    assert "class SmallResNet" in run.record["source"]
-    assert aux.train(prepared, dataclasses.replace(mine, model=SmallResNet(blocks=1))) != run
-    with pytest.raises(aux.UserError, match="no probabilities: end it with a softmax"):
-        aux.train(prepared, dataclasses.replace(mine, id="logits", model=SmallResNet(logits=True)))
-    assert [row["model_id"] for row in rows(prepared)] == ["mine", "mine"]
-    assert set(aux.results_table(prepared).model_id) == {"mine"}
-
-
-@dataclasses.dataclass(frozen=True)
-class OwnHead:
-    """A frozen network of one's own with a split layer, so that its features are cached."""
-
-    units: int = 8
-
-    def build(self, n_classes, image_size, weights=None):
-        inputs = keras.Input((image_size, image_size, 3))
-        x = keras.layers.Conv2D(8, 3, strides=4, trainable=False)(keras.layers.Rescaling(1 / 255)(inputs))
-        x = keras.layers.Dropout(0.5, trainable=False)(x)
-        x = keras.layers.GlobalAveragePooling2D(name="split")(x)
-        x = keras.layers.Dense(self.units, activation="relu")(x)
-        return keras.Model(inputs, keras.layers.Dense(n_classes, activation="softmax")(x))
-
-    def split_layer(self, model):
-        return "split"
-
-
-# ── The feature cache ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    "model",
-    # One head stands for all: pooled features come from the same pass as the features of a split layer.
-    [
-        aux.Transfer("MobileNetV2", (8,), (0.2,)),
-        aux.Transfer("MobileNetV2", (8,), (0.2,), unfreeze_last=20),
-        OwnHead(),
-        pytest.param(aux.Transfer("EfficientNetV2S", (8,), (0.2,), unfreeze_last=30), marks=pytest.mark.slow),
-        pytest.param(aux.Transfer("ResNet50V2", (8,), (0.2,), unfreeze_last=20), marks=pytest.mark.slow),
-        pytest.param(aux.Transfer("ConvNeXtTiny", (8,), (0.2,), unfreeze_last_blocks=1), marks=pytest.mark.slow),
-        pytest.param(aux.Transfer("MobileNetV3Small", (8,), (0.2,), unfreeze_last_blocks=2), marks=pytest.mark.slow),
-        pytest.param(aux.Transfer("DenseNet121", (8,), (0.2,), unfreeze_last_blocks=2), marks=pytest.mark.slow),
-    ],
-    ids=lambda model: f"{getattr(model, 'backbone', 'own')}-{getattr(model, 'unfreeze_last', '')}",
-)
-def test_training_on_cached_features_is_training_the_whole_model(prepared, model):
-    training = aux.Training(1e-3, 2, batch_size=16, augmentation=None)
-    experiment = aux.Experiment("run", model, training)
-    runs = [aux.train(changed(prepared, feature_cache=cache), experiment) for cache in ("float32", "off")]
-    losses = [run.history[["loss", "val_loss"]].to_numpy() for run in runs]
-    assert runs[0] != runs[1] and losses[0].shape == (2, 2) and np.allclose(*losses, rtol=1e-4)
-    probabilities = [run.predictions[["p_blue", "p_green", "p_red"]].to_numpy() for run in runs]
-    assert np.allclose(*probabilities, atol=1e-4)
-    assert len(list((prepared.data / "features").glob("[!.]*"))) == 3  # training, validation, test
-
-
-def test_the_saved_model_gives_the_predictions_of_its_trained_part(prepared):
-    model = aux.Transfer("MobileNetV2", (8,), unfreeze_last=20)
-    run = aux.train(prepared, aux.Experiment("run", model, aux.Training(1e-3, 2)))  # float16 features in training
-    model, names = aux.load_model(run.file("model.keras"))
-    test = aux.load_splits(prepared).test
-    again = aux.predict_table(model, aux.batches(prepared, test), test, names)
-    assert np.allclose(again.p_red, run.predictions.p_red, atol=1e-5)
-
-
-def test_experiments_with_one_backbone_share_a_cache_and_a_repeated_image_is_computed_once(prepared, monkeypatch):
-    computed, cached_features = [], features.cached_features
-
-    def counting(*arguments):
-        *most, compute = arguments
-        return cached_features(*most, lambda start: (computed.append(len(part[0])) or part for part in compute(start)))
-
-    monkeypatch.setattr("animals10.data_preparation.cached_features", counting)
-    splits, training = aux.load_splits(prepared), aux.Training(1e-3, 1, class_balance="max")
-    expected = prepared.views * len(splits.train) + len(splits.val) + len(splits.test)
-    aux.train(prepared, aux.Experiment("a", aux.Transfer("MobileNetV2", (8,)), training))
-    assert sum(computed) == expected and len(aux.resample(splits.train, "max", prepared.seed)) > len(splits.train)
-    aux.train(prepared, aux.Experiment("b", aux.Transfer("MobileNetV2", (4, 4), (0.1, 0)), training))
-    aux.train(prepared, aux.Experiment("c", aux.Transfer("MobileNetV2", (8,), unfreeze_last=20), training))
-    assert sum(computed) == expected
-
-
-def test_each_epoch_sees_another_view(prepared):
-    part = aux.load_splits(prepared).train.head(3)
-    batches = view_batches(prepared, part, views=2, augmentation=aux.Augmentation(), batch_size=3)
-    first, second = [pixels.numpy() for pixels, _ in batches]
-    assert not np.array_equal(first, second)
-    later = next(iter(view_batches(prepared, part, 2, aux.Augmentation(), start=3, batch_size=3)))[0].numpy()
-    assert np.array_equal(second, later)
 
 
 # ── Training configuration and progress ───────────────────────────────────────────────────────────────────────────────
