@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from animals10.files import UserError
+
 AUGMENTATION_VERSION = 1  # part of each run's identity
 
 
@@ -23,6 +25,9 @@ class Augmentation:
         crop: Range of the fraction of each edge that a random crop keeps; the crop is resized to the full image.
         horizontal_flip: Whether half of the images are mirrored.
         vertical_flip: Whether half of the images are turned upside down.
+
+    Raises:
+        UserError: A value is not allowed.
     """
 
     brightness: float = 0.1
@@ -32,6 +37,18 @@ class Augmentation:
     crop: tuple[float, float] = (0.85, 1.0)
     horizontal_flip: bool = True
     vertical_flip: bool = True
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "brightness": (0 <= self.brightness <= 1, "a number from 0 to 1"),
+            "contrast": (0 <= self.contrast[0] <= self.contrast[1], "two numbers from 0, the smaller one first"),
+            "saturation": (0 <= self.saturation[0] <= self.saturation[1], "two numbers from 0, the smaller one first"),
+            "hue": (0 <= self.hue <= 0.5, "a number from 0 to 0.5"),
+            "crop": (0 < self.crop[0] <= self.crop[1] <= 1, "two numbers above 0 and up to 1, the smaller one first"),
+        }
+        for name, (is_valid, expected) in allowed.items():
+            if not is_valid:
+                raise UserError(f"Augmentation: {name} is {getattr(self, name)!r}; allowed is {expected}.")
 
 
 def augment(image: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf.Tensor:

@@ -41,7 +41,7 @@ class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
     @property
     def next_epoch(self) -> int:
         """The epoch to resume with, from 0; a very late one if training had ended."""
-        ended = self.state.get("wait", 0) >= self.patience
+        ended = self.state.get("wait", 0) >= max(self.patience, 1)
         return 10**9 if ended else self.initial_epoch + len(self.history)
 
     def restore(self, model: keras.Model) -> None:

@@ -1,6 +1,7 @@
 """The data of one run: pixels for a whole network, or cached features for its trained part."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from animals10.experiments import Experiment
 from animals10.features import cached_features, feature_batches, inference_function, weights_sha256
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import batches, shuffled_order, training_batches, view_batches
-from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts
+from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts, network_config
 from animals10.settings import Settings
 from animals10.splits import Splits
 
@@ -68,8 +69,8 @@ def prepare_data(
     layers = feature_layers_of(experiment.model, model) if context["feature_cache"] != "off" else None
     if layers is None:
         return _pixels(settings, splits, experiment, model, table, context)
-    cache_ = FeatureCache(settings, experiment, model, layers, context)
-    return _features(cache_, splits, experiment, table, context)
+    features = FeatureCache(settings, experiment, model, layers, context)
+    return _features(features, splits, experiment, table, context)
 
 
 def _pixels(
@@ -109,12 +110,11 @@ class FeatureCache:
         self.augmentation: Augmentation | None = experiment.training.augmentation
         self.title = getattr(experiment.model, "backbone", type(experiment.model).__name__)
         frozen = keras.Model(model.input, list(layers.outputs.values()))
-        self.compute = cache(lambda: inference_function(frozen))  # built when first needed
+        self.inference = cache(lambda: inference_function(frozen))  # built when first needed
+        config = json.dumps(network_config(frozen, trainable=False), sort_keys=True)
         self.key = {"network": self.title, "image_size": context["image_size"], "device": configure_device()}
         self.key |= {"preprocessing": preprocessing_contract(), "weights_sha256": weights_sha256(frozen.layers)}
-        # Names of layers may be numbered anew; how many operations lead to an output tells where it is.
-        depths = {name: len(keras.Model(model.input, tensor).operations) for name, tensor in layers.outputs.items()}
-        self.key |= {"operations": depths}
+        self.key |= {"config_sha256": hashlib.sha256(config.encode()).hexdigest(), "outputs": list(layers.outputs)}
         self.key |= {"precision": keras.config.dtype_policy().name}
         self.key |= {"tensorflow": tf.__version__, "keras": keras.__version__}
 
@@ -125,7 +125,7 @@ class FeatureCache:
 
         def compute(start: int) -> Iterator[list[np.ndarray]]:
             for pixels, _ in view_batches(self.settings, part, views, augmentation, start):
-                yield [tf.cast(array, dtype).numpy() for array in self.compute()(pixels)]  # NumPy casts slowly
+                yield [tf.cast(array, dtype).numpy() for array in self.inference()(pixels)]  # NumPy casts slowly
 
         images = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256, strict=True)]))).hexdigest()
         key = self.key | {"images": images, "views": views, "seed": self.settings.seed if augmentation else None}

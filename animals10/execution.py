@@ -70,6 +70,18 @@ class Job:
         """The folder of the unfinished run: it holds what a later start resumes from."""
         return self.settings.models / f".{self.experiment.id}-{self.digest}"
 
+    @property
+    def start_weights(self) -> str | None:
+        """The checksum of the weights that the run is initialised from."""
+        if isinstance(self.start, Run):
+            return self.start.record["weights_sha256"]
+        return file_sha256(self.start) if self.start else None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that training resumes from; a parent that was trained anew has another."""
+        return self.work / (f"training-{self.start_weights[:12]}.npz" if self.start_weights else "training.npz")
+
 
 def execute(job: Job) -> Run:
     """Trains, evaluates and stores one run.
@@ -80,11 +92,11 @@ def execute(job: Job) -> Run:
     settings, splits, training = job.settings, job.splits, job.experiment.training
     clock = {"start": time.perf_counter()}
     remove_stale_temporary_files(job.work)
-    device = configure_device(settings.deterministic)
     if job.experiment.is_custom:
         check_custom(job.experiment.model, len(splits.class_names), settings.image_size)
     model = build_model(job)
     clock["build"] = time.perf_counter()
+    device = configure_device(settings.deterministic)
     table = resample(splits.train, training.class_balance, settings.seed)
     if training.class_balance != "none":
         write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
@@ -112,8 +124,12 @@ def check_custom(architecture: Architecture, n_classes: int, image_size: int) ->
 def build_model(job: Job) -> keras.Model:
     """Returns the model to train, with its initial weights, its layers frozen as the architecture says."""
     architecture, context, n_classes = job.experiment.model, job.context, len(job.splits.class_names)
-    expected = built_config(without_freezing(architecture), n_classes, context["image_size"]) if job.start else None
-    keras.backend.clear_session()
+    expected = frozen = None
+    if job.start:  # built before the seed is set
+        expected = built_config(without_freezing(architecture), n_classes, context["image_size"])
+        frozen = built_config(architecture, n_classes, context["image_size"], trainable=True)
+    keras.backend.clear_session()  # which resets the compute precision as well
+    configure_device(job.settings.deterministic)
     keras.utils.set_random_seed(context["seed"])
     if job.start:
         path = job.start.file("model.keras") if isinstance(job.start, Run) else job.start
@@ -137,6 +153,10 @@ def build_model(job: Job) -> keras.Model:
             model = check_model(model, n_classes, context["image_size"])
     if set_trainable := getattr(architecture, "set_trainable", None):
         set_trainable(model)
+    elif job.start and network_config(model) != frozen:
+        raise UserError(
+            f"{job.experiment.id}: its parent has other frozen layers. Give the architecture set_trainable(model)."
+        )
     return model
 
 
@@ -146,7 +166,7 @@ def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any]
     epochs = job.context["maximum_epochs"]
     compile_model(model, training, data.steps * (epochs - first), data.steps if data.light else 1)
     tf.get_logger().addFilter(is_not_retracing_warning)
-    stopping = ResumableEarlyStopping(job.work / "training.npz", training.patience, first)
+    stopping = ResumableEarlyStopping(job.checkpoint, training.patience, first)
     memory, start = PeakMemory(), min(stopping.next_epoch, epochs)
     callbacks = [stopping, memory, ProgressLine(job.place + job.experiment.id, range(start, epochs), data.steps)]
     if job.settings.tensorboard:
@@ -170,6 +190,11 @@ def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any]
     history = pd.DataFrame(stopping.history, columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"])
     outcome: dict[str, Any] = {"epochs_run": len(history), "best_epoch": None, "acc_train": None, "acc_val": None}
     if len(history):
+        if not np.isfinite(history.val_loss).any():
+            job.checkpoint.unlink(missing_ok=True)
+            raise UserError(
+                f"{job.experiment.label} diverged: its validation loss is no number. Lower the learning rate."
+            )
         best = history.loc[history.val_loss.idxmin()]
         outcome |= {"best_epoch": int(best.epoch), "acc_train": best.accuracy, "acc_val": best.val_accuracy}
     return outcome | {"train_seconds": round(stopping.seconds, 1), "peak_memory_mb": memory.megabytes}, history
@@ -183,6 +208,8 @@ def compile_model(model: keras.Model, training: Training, steps: int, steps_per_
         decay = max(steps - warmup, 1)
         rate = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=rate, warmup_steps=warmup)
     optimizer = type(keras.optimizers.get(training.optimizer))(rate)
+    if keras.config.dtype_policy().name == "mixed_float16":  # as `compile` would do, but before variables are built
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)
     loss: Any = "sparse_categorical_crossentropy"
     if training.label_smoothing:
@@ -251,10 +278,7 @@ def save(
         "digest": job.digest,
     }
     record |= {"row": asdict(row), "class_names": splits.class_names, "weights_sha256": weights_sha256(model.layers)}
-    if isinstance(job.start, Run):
-        record["init_weights_sha256"] = job.start.record["weights_sha256"]
-    else:
-        record["init_weights_sha256"] = file_sha256(job.start) if job.start else None
+    record["init_weights_sha256"] = job.start_weights
     record["seconds"] = {step: round(clock[step] - clock[before], 2) for before, step in pairwise(clock)}
     images = sorted(pd.concat([splits.train, splits.val, splits.test]).sha256)
     record["images_sha256"] = hashlib.sha256("".join(images).encode()).hexdigest()  # whatever the split
@@ -263,7 +287,8 @@ def save(
         record["source"] = inspect.getsource(type(experiment.model)) if experiment.is_custom else None
     record["files_sha256"] = {name: file_sha256(work / name) for name in RUN_FILES}
     write_json(record, work / "run.json")
-    (work / "training.npz").unlink(missing_ok=True)
+    for checkpoint in work.glob("training*.npz"):
+        checkpoint.unlink()
     folder = work.with_name(f"{experiment.id}-{run_id}")
     work.rename(folder)  # from here on the run is stored
     return Run(experiment.id, folder)

@@ -61,9 +61,12 @@ class Training:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        for names, kind in ((("learning_rate", "label_smoothing"), float), (("epochs", "patience", "batch_size"), int)):
+            for name in names:
+                object.__setattr__(self, name, _number(name, getattr(self, name), kind))
         allowed = {
             "learning_rate": (self.learning_rate > 0, "a number above 0"),
-            "epochs": (self.epochs >= 0 and self.epochs == int(self.epochs), "0, 1, 2 …"),
+            "epochs": (self.epochs >= 0, "0, 1, 2 …"),
             "patience": (self.patience >= 0, "0, 1, 2 …"),
             "batch_size": (self.batch_size >= 1, "1, 2, 3 …"),
             "class_balance": (self.class_balance in CLASS_BALANCES, ", ".join(CLASS_BALANCES)),
@@ -74,6 +77,17 @@ class Training:
         for name, (valid, words) in allowed.items():
             if not valid:
                 raise UserError(f"Training: {name} is {getattr(self, name)!r}; allowed is {words}.")
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    """Returns a number as plain float or int, as JSON and csv can hold it; NumPy's numbers are welcome."""
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = None
+    if isinstance(value, (str, bool)) or number is None or number != value:
+        raise UserError(f"{name} is {value!r}; allowed is {'a number' if kind is float else 'a whole number'}.")
+    return number
 
 
 def _is_optimizer(name: str) -> bool:
@@ -109,8 +123,13 @@ class Experiment:
     repetition: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.init_from, str):
-            object.__setattr__(self, "init_from", Path(self.init_from))
+        for name in ("initial_epoch", "repetition"):
+            object.__setattr__(self, name, _number(name, getattr(self, name), int))
+        if isinstance(self.init_from, (str, Path)):
+            object.__setattr__(self, "init_from", Path(self.init_from).expanduser())
+        if not isinstance(self.init_from, (Experiment, Run, Path, type(None))):
+            kind = type(self.init_from).__name__
+            raise UserError(f"{self.id}: init_from is a {kind}; allowed is an experiment, a run or a .keras file.")
         size = len(str(self.id).encode("utf-8", "surrogatepass"))
         if not isinstance(self.id, str) or not self.id.strip() or size > MAX_ID_BYTES:
             raise UserError(f"An experiment's id must have 1 to {MAX_ID_BYTES} bytes; {self.id!r} has {size}.")
@@ -145,7 +164,7 @@ class Experiment:
     @property
     def is_custom(self) -> bool:
         """Whether the architecture is the user's own: its identity then includes the network that it builds."""
-        return not isinstance(self.model, (CNN, Transfer))
+        return type(self.model) not in (CNN, Transfer)  # a subclass may build another network
 
     def specification(self) -> dict[str, Any]:
         """Returns the full specification as JSON can hold it, for `run.json`."""
@@ -234,12 +253,12 @@ def digest(experiment: Experiment, context: Context, n_classes: int) -> str:
 
 
 @lru_cache(maxsize=256)
-def built_config(model: Architecture, n_classes: int, image_size: int) -> Any:
+def built_config(model: Architecture, n_classes: int, image_size: int, trainable: bool = False) -> Any:
     """Returns the configuration of an architecture's network, see `models.network_config`; built once per process."""
     network = model.build(n_classes, image_size)
-    if not isinstance(model, (CNN, Transfer)):
+    if type(model) not in (CNN, Transfer):
         network = check_model(network, n_classes, image_size)
-    return network_config(network, trainable=False)
+    return network_config(network, trainable)
 
 
 def without_freezing(model: Architecture) -> Architecture:

@@ -86,7 +86,7 @@ def results_table(settings: Settings) -> pd.DataFrame:
         raise UserError(f"There is no {display_path(settings.results)} yet: run notebook 02 or 03 first.")
     order = {"by": ["acc_val", "time"], "ascending": [False, True], "na_position": "last"}
     table = read_table(settings.results).sort_values(**order, ignore_index=True)
-    folders = table.model_id + "-" + table.run_id
+    folders = table.model_id.fillna("") + "-" + table.run_id.fillna("")  # a row of one's own may have neither
     runs = [Run(name, settings.models / name) for name in folders]
     table["significance"], columns = "", list(EFFICIENCY)
     table[columns] = pd.DataFrame([run.efficiency for run in runs], table.index, columns, float)

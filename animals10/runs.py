@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import pandas as pd
 
 from animals10.files import UserError, display_path, read_json, read_table
@@ -99,7 +100,7 @@ class Runs(Sequence[Run]):
     @overload
     def __getitem__(self, key: slice) -> "Runs": ...
     def __getitem__(self, key: "int | str | slice | Experiment") -> "Run | Runs":
-        if isinstance(key, int):
+        if isinstance(key, (int, np.integer)):
             return self._runs[key]
         if isinstance(key, slice):
             runs = Runs(self._runs[key])
@@ -108,7 +109,7 @@ class Runs(Sequence[Run]):
         if not isinstance(key, str):
             if key in self._experiments:
                 return self._runs[self._experiments.index(key)]
-            raise UserError(f"None of these runs is of the experiment {key.id}.")
+            raise UserError(f"None of these runs is of {getattr(key, 'id', repr(key))}.")
         found = [run for run in self._runs if run.model_id == key]
         if len(found) == 1:
             return found[0]

@@ -74,14 +74,15 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
                 raise
             if not isinstance(error, UserError):
                 traceback.print_exception(error)
-            failures[task.experiment.label] = one_line(error)
-            runs[task.digest] = Run(task.experiment.id, why=f"it failed: {one_line(error)}")
+            reason = str(error) if isinstance(error, UserError) else one_line(error)
+            failures[task.experiment.label] = reason
+            runs[task.digest] = Run(task.experiment.id, why=f"it failed: {reason}")
     left_out = [task.experiment.id for task in tasks if task.listed and workspace.is_left_out(task, runs)]
     if left_out:
         print(f"Left out by ANIMALS10_ONLY and not trained: {', '.join(left_out)}.")
     if failures:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in failures.items())
-        raise UserError(f"{len(failures)} of {len(experiments)} experiments failed, the others are stored. {reasons}")
+        raise UserError(f"{len(failures)} experiments failed, the others are stored. {reasons}")
     return Runs([runs[workspace.digest(experiment)] for experiment in experiments], experiments)
 
 
@@ -178,11 +179,11 @@ class Workspace:
             selected, experiment = self._selected(task.experiment), task.experiment
             if task.listed:
                 task.forced = selected and self.settings.force
-                task.wanted = selected and (task.forced or not self._is_current(task, {}))
+                task.wanted = selected and (task.forced or not self._is_current(experiment, {}))
             else:
                 children = [child for child in tasks.values() if child.experiment.parent == experiment]
                 needed = any(child.wanted for child in children)
-                task.wanted = selected and needed and self.finished(task.digest) is None
+                task.wanted = selected and needed and not self._is_current(experiment, {})
         return list(tasks.values())
 
     def run(self, task: Task, place: str, done: dict[str, Run]) -> Run:
@@ -195,7 +196,7 @@ class Workspace:
         """
         experiment, settings = task.experiment, self.settings
         may_train = self._selected(experiment) and (task.listed or task.wanted)
-        if not may_train or (self._is_current(task, done) and not task.forced):
+        if not may_train or (self._is_current(experiment, done) and not task.forced):
             return self._stored(task)
         weights, _, missing = self.weights(experiment)
         if missing:
@@ -205,7 +206,7 @@ class Workspace:
         if experiment.parent is not None and start is None:
             raise self._without_parent(experiment, done)
         with filelock.FileLock(settings.models / f".{task.digest}.lock"):  # two processes must not train the same run
-            if self._is_current(task, done) and not task.forced:  # another process has just trained it
+            if self._is_current(experiment, done) and not task.forced:  # another process has just trained it
                 return self._stored(task)
             job = Job(settings, self.splits, experiment, self.context(experiment), task.digest, weights, start, place)
             run = execute(job)
@@ -229,13 +230,17 @@ class Workspace:
         return not self._selected(task.experiment) and runs[task.digest].path is None
 
     def _selected(self, experiment: Experiment) -> bool:
-        return not self.settings.only or experiment.id in self.settings.only
+        only = self.settings.only
+        return not only or experiment.id in ((only,) if isinstance(only, str) else only)
 
-    def _is_current(self, task: Task, done: dict[str, Run]) -> bool:
-        """Tells whether a task is finished and started from the weights that its parent has now, if that is there."""
-        stored, start = self.finished(task.digest), self._start(task.experiment, done)
+    def _is_current(self, experiment: Experiment, done: dict[str, Run]) -> bool:
+        """Tells whether an experiment is finished, and started from the weights that its parent has now."""
+        stored, start = self.finished(self.digest(experiment)), self._start(experiment, done)
         if stored is None or start is None:
             return stored is not None
+        parent = experiment.parent
+        if isinstance(parent, Experiment) and self._selected(parent) and not self._is_current(parent, done):
+            return False
         weights = start.record["weights_sha256"] if isinstance(start, Run) else file_sha256(start)
         return stored.record["init_weights_sha256"] == weights
 

@@ -131,6 +131,13 @@ def test_an_impossible_experiment_is_one_clear_line(values, message):
     with pytest.raises(aux.UserError, match=message) as error:
         aux.Experiment(**good | values)
     assert "\n" not in str(error.value)
+    for wrong in ({"epochs": 2.5}, {"learning_rate": "1e-3"}, {"batch_size": True}):
+        with pytest.raises(aux.UserError, match="allowed is a"):
+            aux.Training(**{"learning_rate": 1e-3, "epochs": 5} | wrong)
+    with pytest.raises(aux.UserError, match=r"crop is \(1.0, 1.5\); allowed is"):
+        aux.Augmentation(crop=(1.0, 1.5))
+    with pytest.raises(aux.UserError, match="init_from is a int"):
+        aux.Experiment(**good, init_from=5)
     for wrong in ({"class_balance": "all"}, {"schedule": "linear"}, {"label_smoothing": 1}, {"optimizer": "adamm"}):
         with pytest.raises(aux.UserError, match="allowed is"):
             aux.Training(1e-3, 5, **wrong)

@@ -16,10 +16,13 @@ class OwnHead:
     """A frozen network of one's own with a split layer, so that its features are cached."""
 
     units: int = 8
+    activation: str = "relu"
 
     def build(self, n_classes, image_size, weights=None):
         inputs = keras.Input((image_size, image_size, 3))
-        x = keras.layers.Conv2D(8, 3, strides=4, trainable=False)(keras.layers.Rescaling(1 / 255)(inputs))
+        x = keras.layers.Conv2D(8, 3, strides=4, activation=self.activation, trainable=False)(
+            keras.layers.Rescaling(1 / 255)(inputs)
+        )
         x = keras.layers.Dropout(0.5, trainable=False)(x)
         x = keras.layers.GlobalAveragePooling2D(name="split")(x)
         x = keras.layers.Dense(self.units, activation="relu")(x)
@@ -88,3 +91,14 @@ def test_each_epoch_sees_another_view(prepared):
     assert not np.array_equal(first, second)
     later = next(iter(view_batches(prepared, part, 2, aux.Augmentation(), start=3, batch_size=3)))[0].numpy()
     assert np.array_equal(second, later)
+
+
+def test_another_frozen_network_has_features_of_its_own(prepared):
+    """Weights and shapes are equal; only the activation differs."""
+    training = aux.Training(1e-3, 1, augmentation=None)
+    runs = [aux.train(prepared, aux.Experiment(name, OwnHead(8, name), training)) for name in ("relu", "tanh")]
+    assert not np.array_equal(runs[0].predictions.p_red, runs[1].predictions.p_red)
+    model, names = aux.load_model(runs[1].file("model.keras"))
+    test = aux.load_splits(prepared).test
+    again = aux.predict_table(model, aux.batches(prepared, test), test, names)
+    assert np.allclose(again.p_red, runs[1].predictions.p_red, atol=1e-5)

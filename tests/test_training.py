@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import sys
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import auxiliary as aux
 from animals10.callbacks import ProgressLine
 from animals10.execution import class_weights, compile_model
+from animals10.files import atomic_write
 from animals10.results import RESULT_COLUMNS
 
 SMALL = aux.CNN((8, 8), (2, 2), (16,), (0.1,))
@@ -79,6 +81,19 @@ def test_fine_tuning_starts_from_the_stored_model_of_its_parent(prepared):
     assert tuned.record["init_weights_sha256"] == head.record["weights_sha256"]
 
 
+def test_a_cnn_continues_another_and_counts_its_epochs_on(prepared):
+    first = aux.Experiment("first", SMALL, dataclasses.replace(TRAINING, epochs=np.int64(2)))
+    more = aux.Experiment("more", SMALL, dataclasses.replace(TRAINING, epochs=4), first, initial_epoch=2)
+    runs = aux.train_all(prepared, [more, first])
+    assert runs["more"].history.epoch.tolist() == [3, 4] and runs["first"].row["epochs"] == 2
+    assert runs["more"].history.loss[0] < runs["first"].history.loss[0]
+
+
+def test_a_training_that_diverges_is_one_clear_line(prepared):
+    with pytest.raises(aux.UserError, match=r"wild .*diverged.*Lower the learning rate"):
+        aux.train(prepared, aux.Experiment("wild", SMALL, aux.Training(1e39, 2, optimizer="sgd")))
+
+
 def test_a_missing_parent_is_trained_first_or_named_where_only_leaves_it_out(prepared, capsys):
     with pytest.raises(aux.UserError, match=r"tuned is initialised from head, which is not.*Add head to ANIM"):
         aux.train(changed(prepared, only=("tuned",)), TUNED)
@@ -139,7 +154,7 @@ def test_one_failing_experiment_keeps_the_others_and_names_its_children(prepared
     broken = aux.Experiment("broken", aux.CNN((8, 8), (20, 20)), SHORT)  # too many pooling layers for 32 pixels
     child = aux.Experiment("child", aux.CNN((8, 8), (20, 20)), SHORT, broken)
     good = aux.Experiment("good", SMALL, SHORT)
-    message = r"2 of 3 experiments failed.*broken .*too small.*child .*not trained: it failed"
+    message = r"2 experiments failed.*broken .*too small.*child .*not trained: it failed"
     with pytest.raises(aux.UserError, match=message):
         aux.train_all(prepared, [broken, child, good])
     assert [row["model_id"] for row in rows(prepared)] == ["good"]
@@ -194,6 +209,39 @@ def test_a_training_configuration_is_used_and_part_of_the_identity(prepared):
     plain = aux.train(prepared, aux.Experiment("small", SMALL, aux.Training(1e-2, 3, class_balance="none")))
     assert plain != run and run.record["spec"]["training"]["class_weights"] and np.isfinite(run.history.val_loss).all()
     assert not np.array_equal(plain.history.loss, run.history.loss)
+
+
+def test_a_training_in_mixed_precision_resumes(prepared, monkeypatch):
+    """As on a GPU, whose loss scale is part of the optimizer's state."""
+    for module in ("training", "execution"):
+        use_mixed_precision = lambda *_: keras.config.set_dtype_policy("mixed_float16") or "GPU"  # noqa: E731
+        monkeypatch.setattr(f"animals10.{module}.configure_device", use_mixed_precision)
+    monkeypatch.setattr("animals10.callbacks.atomic_write", kill_after_first(atomic_write))
+    experiment = aux.Experiment("small", SMALL, dataclasses.replace(TRAINING, epochs=3))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            aux.train(prepared, experiment)
+        run = aux.train(prepared, experiment)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert run.history.epoch.tolist() == [1, 2, 3] and run.record["spec"]["settings"]["precision"] == "mixed_float16"
+    layers = aux.load_model(run.file("model.keras"))[0].layers
+    assert (layers[2].compute_dtype, layers[-1].compute_dtype) == ("float16", "float32")
+
+
+def kill_after_first(write):
+    calls = []
+
+    @contextmanager
+    def writing(path):
+        if len(calls) == 1:
+            calls.append(path)
+            raise KeyboardInterrupt
+        calls.append(path)
+        with write(path) as temporary:
+            yield temporary
+
+    return writing
 
 
 @pytest.mark.parametrize("ci", ["", "true"])
