@@ -88,7 +88,7 @@ def group_counts(checks: pd.DataFrame, groups: dict[str, pd.Series]) -> pd.DataF
 
 
 def precision_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Returns the decisions by range of similarity: counts, the candidates there are, and the shares of near-duplicates.
+    """Returns the decisions by range of similarity: counts, candidates, and the shares of near-duplicates.
 
     Shares leave out pairs that could not be decided.
     """

@@ -56,9 +56,9 @@ def check_images(settings: Settings) -> pd.DataFrame:
 
     Returns:
         One row per image, in the order of `data/processed-overview.csv`: its `relpath`, `category`, `source` and
-        `sha256`; `phash`, `brightness` and `sharpness` (see `measure`); `group`, the first `relpath` of its near-duplicates. The
-        reference decides the groups of Animals-10. Other images are compared by pHash and, where trained weights are
-        there, by features.
+        `sha256`; `phash`, `brightness` and `sharpness` (see `measure`); `group`, the first `relpath` of its
+        near-duplicates. The reference decides the groups of Animals-10. Other images are compared by pHash and, where
+        trained weights are there, by features.
 
     Raises:
         UserError: Notebook 01 has not made the images yet, or one is missing or damaged.
@@ -84,7 +84,7 @@ def check_images(settings: Settings) -> pd.DataFrame:
         known[row.relpath, row.sha256] = values
     measurements = pd.DataFrame([known[key] for key in zip(checks.relpath, checks.sha256)])
     checks = checks.join(measurements)
-    return write_table(checks.assign(group=_find_groups(settings, checks)), path)
+    return write_table(checks.assign(group=_find_groups(settings, checks, is_new=bool(unknown))), path)
 
 
 Links = tuple[np.ndarray, np.ndarray]  # positions of the two images of each pair
@@ -135,19 +135,29 @@ def connect(checks: pd.DataFrame, links: Sequence[Links]) -> pd.Series:
     return checks.relpath.groupby(number).transform("min")
 
 
-def _find_groups(settings: Settings, checks: pd.DataFrame) -> pd.Series:
-    """Groups the images of a workspace: Animals-10 by the reference, other images by hashes and features."""
+def _find_groups(settings: Settings, checks: pd.DataFrame, is_new: bool) -> pd.Series:
+    """Groups the images of a workspace: Animals-10 by the reference, other images by hashes and features.
+
+    Args:
+        settings: The settings.
+        checks: The measured images.
+        is_new: Whether some were not measured before: then a line says how they are grouped.
+    """
     match = match_reference(checks)
     if match is not None:
         # Hashes may differ a little between versions of Pillow: they decide nothing where the reference knows both.
         known = match.known.to_numpy()
         unknown = [tuple(end[~(known[a] & known[b])] for end in (a, b)) for a, b in hash_links(checks)]
-        print(f"Near-duplicate groups of {known.sum():,} files of Animals-10 are those of data/{REFERENCE_FILES.name}.")
+        if is_new:
+            print(
+                f"Near-duplicate groups of {known.sum():,} files of Animals-10 are those of data/{REFERENCE_FILES.name}."
+            )
         return connect(checks, [_link_equal(checks.sha256), _link_equal(match.group), *unknown])
     try:
         pairs = similar_pairs(settings, checks)
     except UserError as error:
-        print(f"Near-duplicates are found by pHash alone: crops and mirror images are missed. {error}")
+        if is_new:
+            print(f"Near-duplicates are found by pHash alone: crops and mirror images are missed. {error}")
         return near_duplicate_groups(checks)
     return near_duplicate_groups(checks, [(pairs["first"].to_numpy(), pairs["second"].to_numpy())])
 

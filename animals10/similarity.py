@@ -6,6 +6,7 @@ Two images are compared by the cosine similarity of their pooled MobileNetV2 fea
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -87,9 +88,10 @@ def _build(settings: Settings) -> keras.Model:
         raise UserError("The weights are random (ANIMALS10_WEIGHTS).")
     weights = settings.weights
     if weights != "imagenet":
-        weights = f"{weights}/{BACKBONE}.weights.h5"
-        if not os.path.exists(weights):
-            raise UserError(f"There is no {weights} (ANIMALS10_WEIGHTS).")
+        path = Path(weights) / f"{BACKBONE}.weights.h5"
+        if not path.exists():
+            raise UserError(f"There is no {path} (ANIMALS10_WEIGHTS).")
+        weights = str(path)
     try:
         return Transfer(BACKBONE).build(2, settings.image_size, weights)
     except Exception as error:

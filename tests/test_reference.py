@@ -21,7 +21,7 @@ def test_the_reference_lists_every_file_once_and_groups_stay_in_one_part():
 
 @pytest.fixture
 def as_animals10(prepared, tmp_path, monkeypatch):
-    """Lets the images of a workspace count as Animals-10: two of them are a group, and its parts are drawn at random."""
+    """Lets the images of a workspace count as Animals-10; two of them are a group."""
     overview = aux.read_table(prepared.data / "processed-overview.csv")
     files = overview[["category", "name", "sha256"]].set_axis(["class", "file", "sha256"], axis=1)
     files = files.sample(frac=1, random_state=1).assign(group="", part="train")
@@ -71,5 +71,5 @@ def test_known_groups_count_and_unknown_files_are_named(prepared, as_animals10, 
 
 def test_a_split_of_another_kind_is_not_used_silently(prepared):
     aux.load_splits(prepared)
-    with pytest.raises(aux.UserError, match="The split .* is 'grouped', but ANIMALS10_SPLIT is 'published'"):
+    with pytest.raises(aux.UserError, match=r"The split .* is 'grouped', but ANIMALS10_SPLIT is 'published'"):
         aux.load_splits(prepared.model_copy(update={"split": "published"}))
