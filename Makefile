@@ -21,7 +21,7 @@ RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 
 .DEFAULT_GOAL := help
 .PHONY: help run full data rebuild test test-all stress lint notebooks sample readme report lock clean clean-cache bench \
-	verify efficiency extras classify demo recipes export
+	verify efficiency extras classify demo recipes export audit
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ demo: $(EXTRAS) ## serve a page on this machine to try the models of ROOT= in a 
 
 recipes: $(READY) ## compare training configurations by cross-validation on your images (takes hours): RAW= ROOT= RECIPES=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/compare_recipes.py $(RECIPES)
+
+audit: $(READY) ## print the near-duplicate audit of Animals-10 in a workspace: ROOT=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/audit.py
 
 verify: $(READY) ## check that stored models and predictions agree with results.csv: ROOT= RAW= RUNS="id …"
 	@$(ENVIRONMENT) $(BIN)/python scripts/verify.py $(RUNS)

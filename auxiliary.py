@@ -12,6 +12,7 @@ from animals10.environment import configure_device
 from animals10.dataset import download
 from animals10.images import open_image, to_rgb
 from animals10.preprocessing import resize_images, scan_images
+from animals10.reference import compare_with_reference
 from animals10.quality import check_images, issues, leakage, near_duplicates
 from animals10.splits import CLASS_BALANCES, Splits, load_splits, resample
 
@@ -64,6 +65,7 @@ __all__ = [
     "classification_reports",
     "classify",
     "compare_runs",
+    "compare_with_reference",
     "comparison_table",
     "configure_device",
     "display_path",

@@ -1,6 +1,6 @@
 """Quality of the processed images: near-duplicates, leakage between splits, and issues such as blur."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from scipy.sparse.csgraph import connected_components
 
 from animals10.files import UserError, display_path, read_table, write_table
 from animals10.images import map_on_all_cores, rejection_reason
+from animals10.reference import REFERENCE_FILES, match_reference
 from animals10.settings import Settings
+from animals10.similarity import similar_pairs
 
 # Two images are near-duplicates if their 64-bit perceptual hashes differ in at most this many bits. Measured on 330
 # photographs of Animals-10: copies that were recompressed, halved, greyed or changed in contrast differ by at most 4,
@@ -54,7 +56,9 @@ def check_images(settings: Settings) -> pd.DataFrame:
 
     Returns:
         One row per image, in the order of `data/processed-overview.csv`: its `relpath`, `category`, `source` and
-        `sha256`; `phash`, `brightness` and `sharpness` (see `measure`); `group` (see `near_duplicate_groups`).
+        `sha256`; `phash`, `brightness` and `sharpness` (see `measure`); `group`, the first `relpath` of its
+        near-duplicates. The reference decides the groups of Animals-10. Other images are compared by pHash and, where
+        trained weights are there, by features.
 
     Raises:
         UserError: Notebook 01 has not made the images yet, or one is missing or damaged.
@@ -80,18 +84,30 @@ def check_images(settings: Settings) -> pd.DataFrame:
         known[row.relpath, row.sha256] = values
     measurements = pd.DataFrame([known[key] for key in zip(checks.relpath, checks.sha256)])
     checks = checks.join(measurements)
-    return write_table(checks.assign(group=near_duplicate_groups(checks)), path)
+    return write_table(checks.assign(group=_find_groups(settings, checks, is_new=bool(unknown))), path)
 
 
-def near_duplicate_groups(checks: pd.DataFrame) -> pd.Series:
+Links = tuple[np.ndarray, np.ndarray]  # positions of the two images of each pair
+
+
+def near_duplicate_groups(checks: pd.DataFrame, links: Sequence[Links] = ()) -> pd.Series:
     """Groups near-duplicates: equal `sha256`, or `phash` with a Hamming distance of at most `MAX_HAMMING_DISTANCE`.
 
     Groups are connected components: an image belongs to a group if it is a near-duplicate of any member. Images with
     low information are grouped only if their files are equal.
 
+    Args:
+        checks: One row per image, index 0, 1, 2 …, with the columns `relpath`, `sha256` and `phash`.
+        links: More pairs of near-duplicates, found otherwise.
+
     Returns:
         For each image the first `relpath` of its group, by which the group is named.
     """
+    return connect(checks, [*hash_links(checks), *links])
+
+
+def hash_links(checks: pd.DataFrame) -> list[Links]:
+    """Returns the pairs of images whose files or perceptual hashes say that they are near-duplicates."""
     keys = checks.phash.where(checks.phash != LOW_INFORMATION, "file " + checks.sha256)
     links = [_link_equal(checks.sha256), _link_equal(keys)]
     hashed = checks[checks.phash != LOW_INFORMATION].drop_duplicates("phash")
@@ -101,16 +117,49 @@ def near_duplicate_groups(checks: pd.DataFrame) -> pd.Series:
         distances = np.bitwise_count(hashes[start : start + block, None] ^ hashes[None, start:])
         first, second = np.nonzero(distances <= MAX_HAMMING_DISTANCE)
         links.append((rows[start:][first], rows[start:][second]))
+    return links
+
+
+def _link_equal(keys: pd.Series) -> Links:
+    """Links each row with the first row that has the same key; missing keys are equal to none."""
+    keys = keys.dropna()
+    first = pd.Series(keys.index, index=keys.index).groupby(keys.to_numpy()).transform("min")
+    return keys.index.to_numpy(), first.to_numpy()
+
+
+def connect(checks: pd.DataFrame, links: Sequence[Links]) -> pd.Series:
+    """Returns for each image the first `relpath` of its connected component."""
     first, second = (np.concatenate(ends) for ends in zip(*links))
     graph = coo_array((np.ones(len(first), "int8"), (first, second)), shape=(len(checks), len(checks)))
     number = pd.Series(connected_components(graph, directed=False)[1], index=checks.index)
     return checks.relpath.groupby(number).transform("min")
 
 
-def _link_equal(keys: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Links each row with the first row that has the same key; returns two arrays of row numbers."""
-    first = pd.Series(keys.index, index=keys.index).groupby(keys.to_numpy()).transform("min")
-    return keys.index.to_numpy(), first.to_numpy()
+def _find_groups(settings: Settings, checks: pd.DataFrame, is_new: bool) -> pd.Series:
+    """Groups the images of a workspace: Animals-10 by the reference, other images by hashes and features.
+
+    Args:
+        settings: The settings.
+        checks: The measured images.
+        is_new: Whether some were not measured before: then a line says how they are grouped.
+    """
+    match = match_reference(checks)
+    if match is not None:
+        # Hashes may differ a little between versions of Pillow: they decide nothing where the reference knows both.
+        known = match.known.to_numpy()
+        unknown = [tuple(end[~(known[a] & known[b])] for end in (a, b)) for a, b in hash_links(checks)]
+        if is_new:
+            print(
+                f"Near-duplicate groups of {known.sum():,} files of Animals-10 are those of data/{REFERENCE_FILES.name}."
+            )
+        return connect(checks, [_link_equal(checks.sha256), _link_equal(match.group), *unknown])
+    try:
+        pairs = similar_pairs(settings, checks)
+    except UserError as error:
+        if is_new:
+            print(f"Near-duplicates are found by pHash alone: crops and mirror images are missed. {error}")
+        return near_duplicate_groups(checks)
+    return near_duplicate_groups(checks, [(pairs["first"].to_numpy(), pairs["second"].to_numpy())])
 
 
 def near_duplicates(checks: pd.DataFrame) -> pd.DataFrame:
@@ -121,8 +170,9 @@ def near_duplicates(checks: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per image beyond the first of its group, exact duplicates first: `first` and `second` (relpaths),
-        `category` and `category_second`, `exact` (the same bytes) and `hamming_distance` (between their hashes, in
-        bits of 64; missing where an image has low information).
+        `category` and `category_second`, `exact` (the same bytes), `hamming_distance` (between their hashes, in bits of
+        64; missing where an image has low information) and `method`: `file`, `pHash`, or `features` where only the
+        features of the two images are similar, or both are near-duplicates of a third image.
     """
     return _pair(checks[checks.group != checks.relpath].assign(first=lambda table: table.group), checks)
 
@@ -155,9 +205,11 @@ def _pair(table: pd.DataFrame, checks: pd.DataFrame) -> pd.DataFrame:
         for hashes in zip(pairs.phash, pairs.phash_second)
     ]
     pairs = pairs.rename(columns={"relpath_second": "second"}).astype({"hamming_distance": "Int64"})
+    close = pairs.hamming_distance.le(MAX_HAMMING_DISTANCE).fillna(False)
+    pairs["method"] = np.select([pairs.exact, close], ["file", "pHash"], "features")
     order = ["exact", "hamming_distance", "second"]
     pairs = pairs.sort_values(order, ascending=[False, True, True], ignore_index=True)
-    return pairs["first second category category_second exact hamming_distance".split()]
+    return pairs["first second category category_second exact hamming_distance method".split()]
 
 
 def issues(checks: pd.DataFrame, overview: pd.DataFrame, size: int) -> pd.DataFrame:

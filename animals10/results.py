@@ -6,6 +6,7 @@ To add a column, give `ResultRow` a field and set it in `execution.save`.
 from dataclasses import dataclass, field, fields
 
 import pandas as pd
+from scipy.stats import binomtest
 
 from animals10.dataset import ENGLISH, PUBLISHED_RESULTS
 from animals10.evaluation import compare_runs
@@ -13,6 +14,8 @@ from animals10.files import UserError, display_path, read_table
 from animals10.runs import EFFICIENCY, Run
 from animals10.settings import Settings
 
+PUBLISHED_TEST_IMAGES = 2_618  # of the original study
+DIFFERENCE = ("difference", "difference_low", "difference_high", "agreement")
 RUN_KEY = ("model_id", "learning_rate", "epochs", "repetition")  # two runs of one key differ in data or versions alone
 PUBLISHED_KEY = ("image_size", *RUN_KEY)  # by which a run finds its published counterpart
 
@@ -62,6 +65,9 @@ class ResultRow:
     keras: str = field(metadata=_column("Keras", "version"))
     commit: str = field(metadata=_column("commit", "of this repository"))
     data_sha256: str = field(metadata=_column("data checksum", "of the images and their split"))
+    split: str = field(metadata=_column("split", "grouped: near-duplicates together; published: as the original; own"))
+    data_share: str = field(metadata=_column("share of Animals-10", "files of Animals-10 that were there; else empty"))
+    epochs_cap: int | None = field(metadata=_column("cap on epochs", "of a trial that ANIMALS10_MAX_EPOCHS shortened"))
 
 
 RESULT_COLUMNS = tuple(column.name for column in fields(ResultRow))
@@ -85,7 +91,9 @@ def results_table(settings: Settings) -> pd.DataFrame:
     if not settings.results.exists():
         raise UserError(f"There is no {display_path(settings.results)} yet: run notebook 02 or 03 first.")
     order = {"by": ["acc_val", "time"], "ascending": [False, True], "na_position": "last"}
-    table = read_table(settings.results).sort_values(**order, ignore_index=True)
+    table = read_table(settings.results)
+    table = table.assign(**dict.fromkeys({"split", "data_share", "epochs_cap"} - set(table), None))  # of older tables
+    table = table.sort_values(**order, ignore_index=True)
     folders = table.model_id.fillna("") + "-" + table.run_id.fillna("")  # a row of one's own may have neither
     runs = [Run(name, settings.models / name) for name in folders]
     table["significance"], columns = "", list(EFFICIENCY)
@@ -128,19 +136,53 @@ def published_table(settings: Settings) -> pd.DataFrame:
     Returns:
         One row per published run, in the order of publication: the columns of `data/published-results.csv`, and those
         of `results_table`, with the suffix `_measured` where both have them; then `difference` (measured minus
-        published accuracy) and `agreement`: whether the published accuracy lies within the 95 % interval of the
-        measured one. Only runs on all of Animals-10 with trained weights are compared; for others it says why not.
+        published accuracy) with its 95 % interval, `difference_low` and `difference_high` (see `newcombe_interval`),
+        and `agreement`: `not significantly different`, `significantly higher` or `significantly lower`, at a level of
+        0.05 divided by the number of runs compared (Bonferroni). Only runs on Animals-10 with trained weights and
+        without a cap on epochs are compared; for others it says why not. Where a run was measured on both splits, the
+        one on the published split counts.
     """
     published, key = published_runs(settings).query(f"image_size == {settings.image_size}"), list(PUBLISHED_KEY)
     none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "significance", *EFFICIENCY])
     measured = results_table(settings) if settings.results.exists() else none
-    measured = measured.sort_values("time").drop_duplicates(key, keep="last")
+    preferred = measured.assign(capped=measured.epochs_cap.notna(), own=measured.split != "published")
+    preferred = preferred.sort_values(["capped", "own", "time"], ascending=[False, False, True])
+    measured = preferred.drop_duplicates(key, keep="last").drop(columns=["capped", "own"])
     table = published.merge(measured, how="left", on=key, suffixes=("", "_measured"))
     table["difference"] = table.accuracy_measured - table.accuracy
-    within = table.accuracy.between(table.accuracy_low, table.accuracy_high)
-    table["agreement"] = within.map({True: "within the 95 % interval", False: "outside the 95 % interval"})
+    table["agreement"] = ""
+    table.loc[table.epochs_cap.notna(), "agreement"] = "not compared: maximum epochs capped"
     table.loc[table.weights == "random", "agreement"] = "not compared: random weights"
-    elsewhere = table.dataset != "animals10"
+    elsewhere = table.dataset.ne("animals10")
     table.loc[elsewhere, "agreement"] = "not compared: measured on " + table.dataset[elsewhere].astype("str")
     table.loc[table.dataset.isna(), "agreement"] = "not measured"
-    return table
+    compared = table.index[table.agreement == ""]
+    for row in compared:
+        values = table.accuracy_measured[row], int(table.n_test[row]), table.accuracy[row], PUBLISHED_TEST_IMAGES
+        table.loc[row, ["difference_low", "difference_high"]] = newcombe_interval(*values)
+        low, high = newcombe_interval(*values, level=0.05 / len(compared))
+        words = "significantly higher" if low > 0 else "significantly lower" if high < 0 else ""
+        table.loc[row, "agreement"] = words or "not significantly different"
+    return table.reindex(columns=[*table.columns.difference(DIFFERENCE, sort=False), *DIFFERENCE])
+
+
+def newcombe_interval(first: float, n_first: int, second: float, n_second: int, level: float = 0.05) -> list[float]:
+    """Returns the interval of the difference of two proportions, first minus second.
+
+    It combines the Wilson intervals of both (method 10 of R. G. Newcombe, Statistics in Medicine 17, 1998).
+
+    Args:
+        first: A proportion, 0 to 1.
+        n_first: Number of images it was measured on.
+        second: Another proportion, measured on other images.
+        n_second: Their number.
+        level: Probability that the interval misses the true difference.
+    """
+    intervals = [
+        binomtest(round(share * n), n).proportion_ci(1 - level, method="wilson")
+        for share, n in ((first, n_first), (second, n_second))
+    ]
+    (low_1, high_1), (low_2, high_2) = intervals
+    difference = first - second
+    low = difference - ((first - low_1) ** 2 + (high_2 - second) ** 2) ** 0.5
+    return [low, difference + ((high_1 - first) ** 2 + (second - low_2) ** 2) ** 0.5]

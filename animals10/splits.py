@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from animals10.dataset import ANIMALS10_SIZE
-from animals10.files import UserError, display_path, read_table, write_table
+from animals10.files import UserError, display_path, read_json, read_table, write_json, write_table
 from animals10.quality import check_images
+from animals10.reference import data_share, is_complete, match_reference
 from animals10.settings import Settings
 
 MIN_IMAGES = 10  # per class, so that a tenth of them is one image
@@ -22,6 +22,7 @@ CLASS_BALANCES = {
     "mean": "train-midsamp.csv",
     "max": "train-upsamp.csv",
 }
+PARTS = ("test", "val", "train")
 START_OVER = "delete train.csv, val.csv and test.csv there to split again"
 
 
@@ -34,7 +35,9 @@ class Splits:
         val: The validation set.
         test: The test set.
         class_names: The class of each label, in order.
-        dataset: `sample`, `animals10` (all of it), `animals10-part`, or the name of the raw folder.
+        dataset: `sample`, `animals10` (at least 99 % of it), `animals10-part`, or the name of the raw folder.
+        share: How many files of Animals-10 there are, in words; empty for other data.
+        kind: `grouped`, `published`, or `own` where the tables were made by hand.
         sha256: Checksum over the image size and each image's part, label and source checksum.
     """
 
@@ -43,6 +46,8 @@ class Splits:
     test: pd.DataFrame
     class_names: tuple[str, ...]
     dataset: str
+    share: str
+    kind: str
     sha256: str
 
 
@@ -51,7 +56,8 @@ def load_splits(settings: Settings) -> Splits:
 
     70 % of the images are for training, 20 % for validation and 10 % for testing, stratified by class. They are drawn
     with the seed from the sorted table, so every machine gets the same split. Near-duplicates stay together: the first
-    of each group is drawn and the others follow it. `ANIMALS10_SPLIT=published` draws each image on its own, as the
+    of each group is drawn and the others follow it. The files of Animals-10 have the parts of the reference split,
+    whatever the seed and whichever files are missing. `ANIMALS10_SPLIT=published` draws each image on its own, as the
     original study did.
 
     Raises:
@@ -65,11 +71,16 @@ def load_splits(settings: Settings) -> Splits:
     if set(overview.width) != {settings.image_size}:
         path = display_path(overview_path)
         raise UserError(f"{path} is of another size than ANIMALS10_IMAGE_SIZE={settings.image_size}.")
-    paths = {part: settings.data / f"{part}.csv" for part in ("test", "val", "train")}
+    paths = {part: settings.data / f"{part}.csv" for part in PARTS}
+    kind_path = settings.data / "split.json"
     if not paths["train"].exists():  # it is written last
-        groups = check_images(settings).group if settings.split == "grouped" else overview.relpath
-        for part, table in _split(overview, settings.seed, groups).items():
+        write_json({"kind": settings.split}, kind_path)
+        for part, table in split_images(settings, overview).items():
             write_table(table, paths[part])
+    kind = read_json(kind_path)["kind"] if kind_path.exists() else "own"
+    if kind not in ("own", settings.split):
+        where = display_path(settings.data)
+        raise UserError(f"The split in {where} is {kind!r}, but ANIMALS10_SPLIT is {settings.split!r}: {START_OVER}.")
     if missing := [path for path in paths.values() if not path.exists()]:
         raise UserError(f"{display_path(missing[0])} is missing beside the other splits: restore it, or {START_OVER}.")
     parts = {part: read_table(path) for part, path in paths.items()}
@@ -82,13 +93,30 @@ def load_splits(settings: Settings) -> Splits:
         val=parts["val"],
         test=parts["test"],
         class_names=tuple(sorted(overview.category.unique())),
-        dataset=_dataset_name(settings, len(overview)),
+        dataset=_dataset_name(settings, overview),
+        share=data_share(overview) if settings.profile == "full" else "",
+        kind=kind,
         sha256=hashlib.sha256(os.fsencode(repr((settings.image_size, rows)))).hexdigest(),
     )
 
 
-def _split(overview: pd.DataFrame, seed: int, groups: pd.Series) -> dict[str, pd.DataFrame]:
-    """Splits a table.
+def split_images(settings: Settings, overview: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Splits the images of a workspace as the settings say; returns the tables by name, as `load_splits` reads them."""
+    if settings.split == "published":
+        return draw_split(overview, settings.seed, overview.relpath)
+    groups, match = check_images(settings).group, match_reference(overview)
+    if match is None:
+        return draw_split(overview, settings.seed, groups)
+    part = match.part.fillna(groups.map(dict(zip(overview.relpath, match.part))))  # unknown files follow known ones
+    parts = {name: overview[part.fillna("train") == name].sort_values("relpath") for name in PARTS}
+    if all(set(table.category) == set(overview.category) for table in parts.values()):
+        return parts
+    print("Too few files of Animals-10 for its reference split: a part would lack a class. The split is drawn anew.")
+    return draw_split(overview, settings.seed, groups)
+
+
+def draw_split(overview: pd.DataFrame, seed: int, groups: pd.Series) -> dict[str, pd.DataFrame]:
+    """Draws a stratified split.
 
     Args:
         overview: The images.
@@ -151,10 +179,10 @@ def _check_tables(parts: Mapping[str, pd.DataFrame], overview: pd.DataFrame, dat
             places[relpath] = path
 
 
-def _dataset_name(settings: Settings, n_images: int) -> str:
+def _dataset_name(settings: Settings, overview: pd.DataFrame) -> str:
     if settings.profile == "sample":
         return "sample"
-    if n_images == ANIMALS10_SIZE:
+    if is_complete(overview):
         return "animals10"
     folder = next(path for path in (settings.raw, *settings.raw.parents) if path.name not in ("raw-img", "data"))
     return "animals10-part" if folder.name == "animals10" else folder.name

@@ -86,11 +86,11 @@ def test_pairs_tell_how_they_differ_and_which_of_them_leak():
     near = ["0" * 16, "0" * 15 + "1", "f" * 16, "0" * 16, "f" * 14 + "fe"]
     checks = table(near, sha256=list("xyzxw"), categories=list("aaabb"))
     pairs = near_duplicates(checks)
-    assert list(pairs) == ["first", "second", "category", "category_second", "exact", "hamming_distance"]
-    assert pairs[["first", "second", "exact", "hamming_distance"]].values.tolist() == [
-        ["000.jpg", "003.jpg", True, 0],
-        ["000.jpg", "001.jpg", False, 1],
-        ["002.jpg", "004.jpg", False, 1],
+    assert list(pairs) == ["first", "second", "category", "category_second", "exact", "hamming_distance", "method"]
+    assert pairs[["first", "second", "exact", "hamming_distance", "method"]].values.tolist() == [
+        ["000.jpg", "003.jpg", True, 0, "file"],
+        ["000.jpg", "001.jpg", False, 1, "pHash"],
+        ["002.jpg", "004.jpg", False, 1, "pHash"],
     ]
     assert pairs[pairs.category != pairs.category_second].second.tolist() == ["003.jpg", "004.jpg"]
     parts = {"train": checks.iloc[[1, 2]], "val": checks.iloc[[0]], "test": checks.iloc[[3, 4]]}

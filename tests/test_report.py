@@ -129,8 +129,8 @@ def test_images_only_if_asked_and_one_clear_line_for_what_cannot_be_read(workspa
 def row():
     """A row of results.csv on all of Animals-10."""
     row = dict.fromkeys(RESULT_COLUMNS, 1) | {"dataset": "animals10", "weights": "none", "image_size": 224}
-    row |= {"model_id": "own", "run_id": "a", "time": "2026-01-01", "learning_rate": 0.1}
-    return row | {"accuracy_low": 0.6, "accuracy_high": 0.7}
+    row |= {"model_id": "own", "run_id": "a", "time": "2026-01-01", "learning_rate": 0.1, "epochs_cap": None}
+    return row | {"accuracy": 0.62, "accuracy_low": 0.6, "accuracy_high": 0.64, "n_test": 2597, "split": "grouped"}
 
 
 def test_only_the_latest_run_is_compared_with_the_published_one(tmp_path, row):
@@ -142,7 +142,7 @@ def test_only_the_latest_run_is_compared_with_the_published_one(tmp_path, row):
     table = collect(settings)
     found = table[table.measured].set_index("run_id").agreement.to_dict()
     later = "not compared: a later run counts"
-    assert found == {"a": "within the 95 % interval", "b": later, "c": "no published run"}
+    assert found == {"a": "not significantly different", "b": later, "c": "no published run"}
     assert len(table) == 42 + 2 and table.label.is_unique
     page = render(settings)
     assert "</script><b>" not in page and "&lt;/script&gt;&lt;b&gt;" in page

@@ -6,7 +6,7 @@ import pytest
 import auxiliary as aux
 from animals10.csv_append import append_row
 from animals10.dataset import PUBLISHED_RESULTS
-from animals10.results import RESULT_COLUMNS, ResultRow
+from animals10.results import RESULT_COLUMNS, ResultRow, newcombe_interval
 from animals10.runs import run_labels
 
 PUBLISHED = aux.read_table(PUBLISHED_RESULTS)
@@ -35,22 +35,32 @@ def test_the_published_columns_come_first_and_every_column_is_described():
 def test_published_and_measured_are_joined_run_by_run(tmp_path):
     settings = aux.Settings(root=tmp_path, raw=tmp_path)
     assert set(aux.published_table(settings).agreement) == {"not measured"}  # before the first run
-    cnn = {"model_id": "conv4invto128_dense1", "learning_rate": 5e-4, "epochs": 80, "accuracy_high": 0.75}
-    add(settings, **cnn, run_id="a", time="2026-01-01", accuracy=0.5, accuracy_low=0.4)
-    add(settings, **cnn, run_id="b", time="2026-01-02", accuracy=0.72, accuracy_low=0.70)
-    add(settings, **cnn | {"epochs": 35}, run_id="c", time="2026-01-01", accuracy=0.72, accuracy_low=0.70)
+    cnn = {"model_id": "conv4invto128_dense1", "learning_rate": 5e-4, "epochs": 80, "n_test": 2597, "split": "grouped"}
+    cnn |= {"epochs_cap": None}
+    add(settings, **cnn, run_id="a", time="2026-01-01", accuracy=0.5)
+    add(settings, **cnn, run_id="b", time="2026-01-02", accuracy=0.72)
+    add(settings, **cnn | {"epochs_cap": 1}, run_id="trial", time="2026-01-03", accuracy=0.2)  # never displaces "b"
+    short = cnn | {"epochs": 35}
+    add(settings, **short | {"split": "published"}, run_id="c", time="2026-01-01", accuracy=0.74)
+    add(settings, **short, run_id="later", time="2026-01-02", accuracy=0.67)  # on another split than the original
     mini = {"model_id": "mobnet2_dense256", "learning_rate": 5e-4, "epochs": 13, "accuracy": 0.9, "time": "2026-01-01"}
     add(settings, **mini, run_id="d", repetition=2, dataset="mini")
     add(settings, **mini, run_id="e", weights="random")
     table = aux.published_table(settings)
     assert len(table) == 42
     found = table[table.run_id.notna()].set_index("run_id")
-    words = ["outside the 95 % interval", "within the 95 % interval", "not compared: random weights"]
+    words = ["significantly higher", "not significantly different", "not compared: random weights"]
     expected = dict(zip("cbed", [*words, "not compared: measured on mini"], strict=True))
     assert found.agreement.to_dict() == expected
     assert found.difference["b"] == pytest.approx(0.72 - 0.710847) and found.accuracy["c"] == 0.678762
+    assert found.difference_low["b"] < found.difference["b"] < found.difference_high["b"]
     assert set(table.agreement[table.run_id.isna()]) == {"not measured"}
     assert len(aux.published_table(settings.model_copy(update={"image_size": 200}))) == 22
+
+
+def test_the_interval_of_a_difference_is_newcombes():
+    # Example (a) of Newcombe (1998), Table II, method 10: 56/70 against 48/80
+    assert newcombe_interval(56 / 70, 70, 48 / 80, 80) == pytest.approx([0.0524, 0.3339], abs=1e-4)
 
 
 def stored_run(settings, name, correct, acc_val):

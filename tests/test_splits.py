@@ -29,9 +29,9 @@ def test_the_published_sizes():
     sizes |= {"squirrel": 1862, "sheep": 1820, "cat": 1668, "elephant": 1446}
     rows = [(f"{name}/{index:04}.jpg", name, name) for name, n in sizes.items() for index in range(n)]
     table = pd.DataFrame(rows, columns=["relpath", "category", "label"])
-    parts = splits_module._split(table, 5, table.relpath)
+    parts = splits_module.draw_split(table, 5, table.relpath)
     assert {name: len(part) for name, part in parts.items()} == {"train": 18_325, "val": 5_236, "test": 2_618}
-    shuffled = splits_module._split(table.sample(frac=1, random_state=1), 5, table.relpath)
+    shuffled = splits_module.draw_split(table.sample(frac=1, random_state=1), 5, table.relpath)
     assert list(parts["test"].relpath) == list(shuffled["test"].relpath)
     resampled = resample(parts["train"], "mean", seed=5)
     assert set(resampled.label.value_counts()) == {1832}

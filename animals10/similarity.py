@@ -1,0 +1,100 @@
+"""Near-duplicates by features: crops, mirror images and images with writing, which a perceptual hash misses.
+
+Two images are compared by the cosine similarity of their pooled MobileNetV2 features, the mirror image included.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from animals10.features import cached_features, inference_function, weights_sha256
+from animals10.files import UserError, one_line
+from animals10.images import preprocessing_contract
+from animals10.input_pipeline import batches
+from animals10.models import Transfer
+from animals10.settings import Settings
+
+BACKBONE = "MobileNetV2"
+# Chosen on inspected pairs of Animals-10 (data/animals10-pairs.csv; `make audit` prints the precision by similarity).
+MIN_COSINE_SIMILARITY = 0.91
+BLOCK = 1024  # images compared at once with all others: 110 MB for 26,179 images
+
+
+def similar_pairs(settings: Settings, table: pd.DataFrame, minimum: float = MIN_COSINE_SIMILARITY) -> pd.DataFrame:
+    """Finds pairs of images with similar features.
+
+    Args:
+        settings: The settings; their weights decide the features, and their workspace holds the processed images.
+        table: The images, with the columns `relpath`, `sha256` and the index 0, 1, 2 …
+        minimum: Smallest cosine similarity of a pair, -1 to 1.
+
+    Returns:
+        One row per pair, most similar first: `first` and `second` (positions in the table, first < second), `cosine`
+        and `mirrored` (whether the mirror image of the second is the more similar one).
+
+    Raises:
+        UserError: The settings name no trained weights of the backbone, or they cannot be downloaded.
+    """
+    plain, mirrored = pooled_features(settings, table)
+    found = []
+    for start in range(0, len(plain), BLOCK):
+        block = plain[start : start + BLOCK]
+        similarities = block @ plain[start:].T, block @ mirrored[start:].T
+        best = np.maximum(*similarities)
+        rows, columns = np.nonzero(best >= minimum)
+        is_pair = rows < columns  # both count from `start`
+        rows, columns = rows[is_pair], columns[is_pair]
+        by_mirror = similarities[1][rows, columns] > similarities[0][rows, columns]
+        values = {"first": rows + start, "second": columns + start, "cosine": best[rows, columns]}
+        found.append(pd.DataFrame(values | {"mirrored": by_mirror}))
+    pairs = pd.concat(found)
+    return pairs.sort_values(["cosine", "first", "second"], ascending=[False, True, True], ignore_index=True)
+
+
+def pooled_features(settings: Settings, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pooled features of images and of their mirror images, float32 (images, 1280), of unit length.
+
+    They are kept in the feature cache of the workspace.
+
+    Raises:
+        UserError: The settings name no trained weights of the backbone, or they cannot be downloaded.
+    """
+    model = _build(settings)
+    outputs = keras.Model(model.input, model.get_layer("pooled").output)
+    images = hashlib.sha256(os.fsencode(repr([*zip(table.relpath, table.sha256, strict=True)]))).hexdigest()
+    key = {"images": images, "image_size": settings.image_size, "weights_sha256": weights_sha256(outputs.layers)}
+    key |= {"preprocessing": preprocessing_contract(), "tensorflow": tf.__version__, "keras": keras.__version__}
+    shape, n = outputs.output.shape[1:], len(table)
+    predict = inference_function(outputs)
+
+    def compute(start: int) -> Iterator[list[np.ndarray]]:
+        rows = table.iloc[start:].assign(label=0)
+        for pixels, _ in batches(settings, rows, 64):
+            yield [np.asarray(predict(part)[0]) for part in (pixels, tf.reverse(pixels, [2]))]
+
+    shapes = {"plain": shape, "mirrored": shape}
+    arrays = cached_features(settings.data / "features", f"{BACKBONE}-similarity", key, shapes, "float32", n, compute)
+    return tuple(array / np.linalg.norm(array, axis=1, keepdims=True) for array in arrays.values())  # type: ignore[return-value]
+
+
+def _build(settings: Settings) -> keras.Model:
+    if settings.weights == "random":
+        raise UserError("The weights are random (ANIMALS10_WEIGHTS).")
+    weights = settings.weights
+    if weights != "imagenet":
+        path = Path(weights) / f"{BACKBONE}.weights.h5"
+        if not path.exists():
+            raise UserError(f"There is no {path} (ANIMALS10_WEIGHTS).")
+        weights = str(path)
+    try:
+        return Transfer(BACKBONE).build(2, settings.image_size, weights)
+    except Exception as error:
+        if "URL fetch failure" not in str(error):
+            raise
+        raise UserError(f"The weights of {BACKBONE} cannot be downloaded: {one_line(error)}.") from None
