@@ -150,7 +150,7 @@ def _find_groups(settings: Settings, checks: pd.DataFrame, is_new: bool) -> pd.S
         unknown = [tuple(end[~(known[a] & known[b])] for end in (a, b)) for a, b in hash_links(checks)]
         if is_new:
             print(
-                f"Near-duplicate groups of {known.sum():,} files of Animals-10 are those of data/{REFERENCE_FILES.name}."
+                f"Near-duplicate groups of {known.sum():,} Animals-10 files are those of data/{REFERENCE_FILES.name}."
             )
         return connect(checks, [_link_equal(checks.sha256), _link_equal(match.group), *unknown])
     try:
