@@ -36,7 +36,7 @@ class PreparedData:
         test: The test batches.
         steps: Training steps per epoch.
         frozen_dropouts: Dropout layers that stay inactive in training, because nothing before them is trained.
-        light: Whether a step takes less time than Python needs between two steps.
+        is_step_cheap: Whether a step takes less time than Python needs between two steps.
     """
 
     model: keras.Model
@@ -45,7 +45,7 @@ class PreparedData:
     test: tf.data.Dataset
     steps: int
     frozen_dropouts: tuple[keras.layers.Dropout, ...] = ()
-    light: bool = False
+    is_step_cheap: bool = False
 
 
 def prepare_data(
@@ -169,5 +169,5 @@ def _features(
         test,
         -(-len(table) // training.batch_size),
         frozen_dropouts(experiment.model, features.model),
-        light=layers.start == "pooled",
+        is_step_cheap=layers.start == "pooled",
     )

@@ -53,7 +53,7 @@ class Job:
         digest: Names the run.
         weights: What the architecture's `build` takes as initial weights; None for random ones.
         start: The run or the `.keras` file that it is initialised from, if any.
-        place: Begins the line of progress: "[3/49] ", say.
+        prefix: Begins the line of progress, such as `[3/49] `.
     """
 
     settings: Settings
@@ -63,10 +63,10 @@ class Job:
     digest: str
     weights: str | None
     start: Run | Path | None
-    place: str = ""
+    prefix: str = ""
 
     @property
-    def work(self) -> Path:
+    def unfinished_folder(self) -> Path:
         """The folder of the unfinished run: it holds what a later start resumes from."""
         return self.settings.models / f".{self.experiment.id}-{self.digest}"
 
@@ -80,7 +80,9 @@ class Job:
     @property
     def checkpoint(self) -> Path:
         """The file that training resumes from; a parent that was trained anew has another."""
-        return self.work / (f"training-{self.start_weights[:12]}.npz" if self.start_weights else "training.npz")
+        return self.unfinished_folder / (
+            f"training-{self.start_weights[:12]}.npz" if self.start_weights else "training.npz"
+        )
 
 
 def execute(job: Job) -> Run:
@@ -91,7 +93,7 @@ def execute(job: Job) -> Run:
     """
     settings, splits, training = job.settings, job.splits, job.experiment.training
     clock = {"start": time.perf_counter()}
-    remove_stale_temporary_files(job.work)
+    remove_stale_temporary_files(job.unfinished_folder)
     if job.experiment.is_custom:
         check_custom(job.experiment.model, len(splits.class_names), settings.image_size)
     model = build_model(job)
@@ -164,11 +166,11 @@ def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any]
     """Trains a model in place; returns the training's part of the row of `results.csv`, and the history."""
     training, first, model = job.experiment.training, job.experiment.initial_epoch, data.model
     epochs = job.context["maximum_epochs"]
-    compile_model(model, training, data.steps * (epochs - first), data.steps if data.light else 1)
+    compile_model(model, training, data.steps * (epochs - first), data.steps if data.is_step_cheap else 1)
     tf.get_logger().addFilter(is_not_retracing_warning)
     stopping = ResumableEarlyStopping(job.checkpoint, training.patience, first)
     memory, start = PeakMemory(), min(stopping.next_epoch, epochs)
-    callbacks = [stopping, memory, ProgressLine(job.place + job.experiment.id, range(start, epochs), data.steps)]
+    callbacks = [stopping, memory, ProgressLine(job.prefix + job.experiment.id, range(start, epochs), data.steps)]
     if job.settings.tensorboard:
         logs = job.settings.root / "logs" / f"{job.experiment.id}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
         callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))
@@ -246,52 +248,66 @@ def save(
     clock: dict[str, float],
 ) -> Run:
     """Stores a run in its folder: all files first, then `run.json`, then the folder gets its final name."""
-    experiment, work, splits, now = job.experiment, job.work, job.splits, datetime.now(UTC)
-    work.mkdir(parents=True, exist_ok=True)
-    save_model(model, work / "model.keras", splits.class_names)
-    write_table(history, work / "history.csv")
-    write_table(predictions, work / "predictions.csv")
+    folder, now = job.unfinished_folder, datetime.now(UTC)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder / "model.keras", job.splits.class_names)
+    write_table(history, folder / "history.csv")
+    write_table(predictions, folder / "predictions.csv")
     clock["save"] = time.perf_counter()
     run_id = f"{now:%Y%m%dT%H%M%S%f}-{job.digest}"
-    model_id, learning_rate, epochs, repetition = experiment.key
-    row = ResultRow(
-        time=f"{now:%Y-%m-%d %H:%M:%S}",
+    row = result_row(job, outcome | {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id})
+    write_json(run_record(job, row, model, clock), folder / "run.json")
+    for checkpoint in folder.glob("training*.npz"):
+        checkpoint.unlink()
+    final = folder.with_name(f"{job.experiment.id}-{run_id}")
+    folder.rename(final)  # from here on the run is stored
+    return Run(job.experiment.id, final)
+
+
+def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
+    """Returns the run's row of `results.csv`; `outcome` holds all columns that were measured."""
+    model_id, learning_rate, epochs, repetition = job.experiment.key
+    maximum_epochs = job.context["maximum_epochs"]
+    return ResultRow(
         model_id=model_id,
         learning_rate=learning_rate,
         epochs=epochs,
-        batchsize=experiment.training.batch_size,
-        run_id=run_id,
-        dataset=splits.dataset,
-        image_size=job.context["image_size"],
         repetition=repetition,
-        class_balance=experiment.training.class_balance,
+        batchsize=job.experiment.training.batch_size,
+        class_balance=job.experiment.training.class_balance,
+        image_size=job.context["image_size"],
         weights=job.context["weights"],
         seed=job.context["seed"],
-        data_sha256=splits.sha256,
-        split=splits.kind,
-        data_share=splits.share,
-        epochs_cap=None if job.context["maximum_epochs"] == epochs else job.context["maximum_epochs"],
+        dataset=job.splits.dataset,
+        data_sha256=job.splits.sha256,
+        split=job.splits.kind,
+        data_share=job.splits.share,
+        epochs_cap=None if maximum_epochs == epochs else maximum_epochs,
         tensorflow=tf.__version__,
         keras=keras.__version__,
         commit=git_commit(),
         **outcome,
     )
-    record: dict[str, Any] = {
+
+
+def run_record(job: Job, row: ResultRow, model: keras.Model, clock: dict[str, float]) -> dict[str, Any]:
+    """Returns what `run.json` holds: the full specification, the row, checksums, times and versions."""
+    experiment, splits = job.experiment, job.splits
+    images = sorted(pd.concat([splits.train, splits.val, splits.test]).sha256)
+    source = None
+    if experiment.is_custom:
+        with suppress(OSError, TypeError):  # Python cannot always tell the source of a class that a cell defines
+            source = inspect.getsource(type(experiment.model))
+    return {
         "spec": experiment.specification() | {"settings": dict(job.context)},
         "digest": job.digest,
+        "row": asdict(row),
+        "class_names": splits.class_names,
+        "weights_sha256": weights_sha256(model.layers),
+        "init_weights_sha256": job.start_weights,
+        "seconds": {step: round(clock[step] - clock[before], 2) for before, step in pairwise(clock)},
+        "images_sha256": hashlib.sha256("".join(images).encode()).hexdigest(),  # whatever the split
+        "environment": software_versions() | {"deterministic": job.settings.deterministic},
+        "source": source,
+        "files_sha256": {name: file_sha256(job.unfinished_folder / name) for name in RUN_FILES},
     }
-    record |= {"row": asdict(row), "class_names": splits.class_names, "weights_sha256": weights_sha256(model.layers)}
-    record["init_weights_sha256"] = job.start_weights
-    record["seconds"] = {step: round(clock[step] - clock[before], 2) for before, step in pairwise(clock)}
-    images = sorted(pd.concat([splits.train, splits.val, splits.test]).sha256)
-    record["images_sha256"] = hashlib.sha256("".join(images).encode()).hexdigest()  # whatever the split
-    record["environment"] = software_versions() | {"deterministic": job.settings.deterministic}
-    with suppress(OSError, TypeError):  # Python cannot always tell the source of a class that a cell defines
-        record["source"] = inspect.getsource(type(experiment.model)) if experiment.is_custom else None
-    record["files_sha256"] = {name: file_sha256(work / name) for name in RUN_FILES}
-    write_json(record, work / "run.json")
-    for checkpoint in work.glob("training*.npz"):
-        checkpoint.unlink()
-    folder = work.with_name(f"{experiment.id}-{run_id}")
-    work.rename(folder)  # from here on the run is stored
-    return Run(experiment.id, folder)

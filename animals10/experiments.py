@@ -232,7 +232,7 @@ def digest(experiment: Experiment, context: Context, n_classes: int) -> str:
 
     Args:
         experiment: The experiment.
-        context: Gives the data and the resolved settings of an experiment, see `training.Workspace.context`.
+        context: Gives the data and the resolved settings of an experiment, see `workspace.Workspace.context`.
         n_classes: Number of classes.
     """
     found = identity(replace(experiment, init_from=None)) | {"training version": TRAINING_VERSION}

@@ -1,6 +1,6 @@
 """The table of results: what a row holds, the runs of a workspace, and the published runs beside them.
 
-To add a column, give `ResultRow` a field and set it in `execution.save`.
+To add a column, give `ResultRow` a field and set it in `execution.result_row`.
 """
 
 from dataclasses import dataclass, field, fields

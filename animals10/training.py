@@ -1,28 +1,22 @@
 """Training of experiments: each is trained once, stored, and gets its row of `results.csv`.
 
-The notebooks call `train` and `train_all`; `execution` holds the steps of one run.
+The notebooks call `train` and `train_all`. `workspace` knows what is finished; `execution` holds the steps of one run.
 """
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import filelock
-import keras
 
-from animals10.augmentation import AUGMENTATION_VERSION
 from animals10.csv_append import append_row
-from animals10.environment import configure_device
 from animals10.execution import Job, execute
-from animals10.experiments import Experiment, digest
-from animals10.files import UserError, file_sha256, one_line
-from animals10.images import preprocessing_contract
+from animals10.experiments import Experiment
+from animals10.files import UserError, one_line
 from animals10.results import RESULT_COLUMNS
 from animals10.runs import Run, Runs
 from animals10.settings import Settings
-from animals10.splits import load_splits
+from animals10.workspace import Workspace
 
 
 def train(settings: Settings, experiment: Experiment) -> Run:
@@ -58,17 +52,14 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
     """
     experiments = list(experiments)
     workspace = Workspace(settings)
-    tasks = workspace.plan(experiments)
-    n_left, number, failures = sum(task.wanted for task in tasks), 0, {}
+    tasks = plan(workspace, experiments)
+    waiting = [task for task in tasks if task.will_train]
     runs: dict[str, Run] = {}
+    failures: dict[str, str] = {}
     for task in tasks:
-        if task.wanted:
-            number += 1
-            place = f"[{number}/{n_left}] " if n_left > 1 else ""
-        else:
-            place = ""
+        prefix = f"[{waiting.index(task) + 1}/{len(waiting)}] " if task in waiting and len(waiting) > 1 else ""
         try:
-            runs[task.digest] = workspace.run(task, place, runs)
+            runs[task.digest] = run_task(workspace, task, runs, prefix)
         except Exception as error:
             if len(experiments) == 1:
                 raise
@@ -77,9 +68,9 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
             reason = str(error) if isinstance(error, UserError) else one_line(error)
             failures[task.experiment.label] = reason
             runs[task.digest] = Run(task.experiment.id, why=f"it failed: {reason}")
-    left_out = [task.experiment.id for task in tasks if task.listed and workspace.is_left_out(task, runs)]
-    if left_out:
-        print(f"Left out by ANIMALS10_ONLY and not trained: {', '.join(left_out)}.")
+    left_out = [task.experiment for task in tasks if task.requested and runs[task.digest].path is None]
+    if names := [experiment.id for experiment in left_out if not workspace.is_selected(experiment)]:
+        print(f"Left out by ANIMALS10_ONLY and not trained: {', '.join(names)}.")
     if failures:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in failures.items())
         raise UserError(f"{len(failures)} experiments failed, the others are stored. {reasons}")
@@ -93,169 +84,93 @@ class Task:
     Attributes:
         experiment: The experiment.
         digest: Names its run.
-        listed: Whether it was asked for; otherwise it is the parent of one that was.
-        wanted: Whether it has to be trained, as far as can be told before its parent is trained.
+        requested: Whether it was asked for; otherwise it is the parent of one that was.
+        will_train: Whether it has to be trained, as far as can be told before its parent is trained.
         forced: Whether it is trained although it is finished.
     """
 
     experiment: Experiment
     digest: str
-    listed: bool
-    wanted: bool = False
+    requested: bool
+    will_train: bool = False
     forced: bool = False
 
 
-class Workspace:
-    """Experiments in one workspace: their identities, and which of them are finished."""
+def plan(workspace: Workspace, experiments: Sequence[Experiment]) -> list[Task]:
+    """Returns the tasks, parents before children, each once, with those that will be trained marked.
 
-    def __init__(self, settings: Settings):
-        """Reads the splits and sets the compute precision of this machine."""
-        self.settings, self.splits = settings, load_splits(settings)
-        configure_device(settings.deterministic)
-        settings.models.mkdir(parents=True, exist_ok=True)
+    Raises:
+        UserError: Two different experiments have the same name.
+    """
+    tasks: dict[str, Task] = {}
+    for experiment in experiments:
+        for ancestor in reversed(_with_ancestors(experiment)):
+            name = workspace.digest(ancestor)
+            tasks.setdefault(name, Task(ancestor, name, False)).requested |= ancestor is experiment
+    _check_names([task.experiment for task in tasks.values()])
+    for task in reversed(list(tasks.values())):  # children before parents
+        is_needed = task.requested or any(
+            child.will_train for child in tasks.values() if child.experiment.parent == task.experiment
+        )
+        is_selected = workspace.is_selected(task.experiment)
+        task.forced = workspace.settings.force and task.requested and is_selected
+        task.will_train = is_needed and is_selected and (task.forced or not workspace.is_current(task.experiment))
+    return list(tasks.values())
 
-    def context(self, experiment: Experiment) -> dict[str, Any]:
-        """Returns the data and the resolved settings that can change the result of an experiment."""
-        settings, training = self.settings, experiment.training
-        cap = settings.max_epochs or training.epochs
-        offers = hasattr(experiment.model, "feature_layers") or hasattr(experiment.model, "split_layer")
-        cached = offers and settings.feature_cache != "off"
-        contract = {name: value for name, value in preprocessing_contract().items() if name != "description"}
-        return {
-            "data_sha256": self.splits.sha256,
-            "preprocessing": contract,
-            "augmentation_version": AUGMENTATION_VERSION if training.augmentation else None,
-            "image_size": settings.image_size,
-            "seed": settings.seed + experiment.repetition - 1,
-            "maximum_epochs": min(training.epochs, experiment.initial_epoch + cap),
-            "weights": self.weights(experiment)[1],
-            "feature_cache": settings.feature_cache if cached else "off",
-            "views": settings.views if cached and training.augmentation else None,
-            "precision": keras.config.dtype_policy().name,
-        }
 
-    def weights(self, experiment: Experiment) -> tuple[str | None, str, str]:
-        """Returns the weights that `build` takes, their name in `results.csv`, and why they are missing if they are."""
-        backbone, chosen = getattr(experiment.model, "backbone", None), self.settings.weights
-        if backbone is None:
-            return None, "none", ""
-        if chosen in ("random", "imagenet"):
-            return (None if chosen == "random" else chosen), chosen, ""
-        path = Path(chosen) / f"{backbone}.weights.h5"
-        if not path.exists():
-            return None, "missing", f"there is no {path.name} in {path.parent} (ANIMALS10_WEIGHTS)."
-        return str(path), f"{path.name} {file_sha256(path)[:12]}", ""
+def _with_ancestors(experiment: Experiment) -> list[Experiment]:
+    """Returns an experiment, its parent, the parent's parent, and so on."""
+    found = [experiment]
+    while isinstance(parent := found[-1].parent, Experiment):
+        found.append(parent)
+    return found
 
-    def digest(self, experiment: Experiment) -> str:
-        """Returns the digest that names the experiment's run in this workspace."""
-        return digest(experiment, self.context, len(self.splits.class_names))
 
-    def plan(self, experiments: Iterable[Experiment]) -> list[Task]:
-        """Returns the tasks, parents before children, each once, with those that will be trained marked.
+def _check_names(experiments: Sequence[Experiment]) -> None:
+    named: dict[tuple, Experiment] = {}
+    for experiment in experiments:
+        if named.setdefault(experiment.key, experiment) is not experiment:
+            raise UserError(
+                f"Two different experiments are called {experiment.label}: give one another id, learning rate, "
+                "maximum epochs or repetition."
+            )
 
-        Raises:
-            UserError: Two different experiments have the same name.
-        """
-        tasks: dict[str, Task] = {}
 
-        def add(experiment: Experiment, listed: bool) -> None:
-            if isinstance(experiment.parent, Experiment):
-                add(experiment.parent, False)
-            name = self.digest(experiment)
-            task = tasks.setdefault(name, Task(experiment, name, listed))
-            task.listed |= listed
+def run_task(workspace: Workspace, task: Task, runs: Mapping[str, Run], prefix: str = "") -> Run:
+    """Returns the stored run of a task, training it first if it has to be.
 
-        for experiment in experiments:
-            add(experiment, True)
-        names: dict[tuple, Experiment] = {}
-        for task in tasks.values():
-            other = names.setdefault(task.experiment.key, task.experiment)
-            if other is not task.experiment:
-                raise UserError(
-                    f"Two different experiments are called {other.label}: give one another id, learning rate, "
-                    "maximum epochs or repetition."
-                )
-        for task in reversed(list(tasks.values())):  # children before parents
-            selected, experiment = self._selected(task.experiment), task.experiment
-            if task.listed:
-                task.forced = selected and self.settings.force
-                task.wanted = selected and (task.forced or not self._is_current(experiment, {}))
-            else:
-                children = [child for child in tasks.values() if child.experiment.parent == experiment]
-                needed = any(child.wanted for child in children)
-                task.wanted = selected and needed and not self._is_current(experiment, {})
-        return list(tasks.values())
+    Args:
+        workspace: The workspace.
+        task: The task.
+        runs: The runs of earlier tasks, by digest.
+        prefix: Begins the line of progress.
 
-    def run(self, task: Task, place: str, done: dict[str, Run]) -> Run:
-        """Returns the stored run of a task, training it first if it has to be.
+    Raises:
+        UserError: The parent is not trained, or training failed for a reason that the user can act on.
+    """
+    experiment, settings = task.experiment, workspace.settings
+    may_train = workspace.is_selected(experiment) and (task.requested or task.will_train)
+    if not may_train or (workspace.is_current(experiment) and not task.forced):
+        return _stored_run(workspace, task)
+    weights, _, missing = workspace.weights(experiment)
+    if missing:
+        print(f"{experiment.id} skipped: {missing}")
+        return Run(experiment.id, why=missing)
+    start = workspace.initial_weights(experiment)
+    if experiment.parent is not None and start is None:
+        parent = runs.get(workspace.digest(experiment.parent)) if isinstance(experiment.parent, Experiment) else None
+        raise workspace.missing_parent(experiment, parent.why if parent else "it is not stored.")
+    with filelock.FileLock(settings.models / f".{task.digest}.lock"):  # two processes must not train the same run
+        if workspace.is_current(experiment) and not task.forced:  # another process has just trained it
+            return _stored_run(workspace, task)
+        context = workspace.context(experiment)
+        run = execute(Job(settings, workspace.splits, experiment, context, task.digest, weights, start, prefix))
+        append_row(settings.results, run.row, RESULT_COLUMNS)
+        return run
 
-        Args:
-            task: The task.
-            place: Begins the line of progress.
-            done: Runs of earlier tasks, by digest.
-        """
-        experiment, settings = task.experiment, self.settings
-        may_train = self._selected(experiment) and (task.listed or task.wanted)
-        if not may_train or (self._is_current(experiment, done) and not task.forced):
-            return self._stored(task)
-        weights, _, missing = self.weights(experiment)
-        if missing:
-            print(f"{experiment.id} skipped: {missing}")
-            return Run(experiment.id, why=missing)
-        start = self._start(experiment, done)
-        if experiment.parent is not None and start is None:
-            raise self._without_parent(experiment, done)
-        with filelock.FileLock(settings.models / f".{task.digest}.lock"):  # two processes must not train the same run
-            if self._is_current(experiment, done) and not task.forced:  # another process has just trained it
-                return self._stored(task)
-            job = Job(settings, self.splits, experiment, self.context(experiment), task.digest, weights, start, place)
-            run = execute(job)
-            append_row(settings.results, run.row, RESULT_COLUMNS)
-            return run
 
-    def _stored(self, task: Task) -> Run:
-        stored = self.finished(task.digest)
-        if stored and task.listed:
-            append_row(self.settings.results, stored.row, RESULT_COLUMNS)  # a kill may have come before the row
-        return stored or Run(task.experiment.id, why="ANIMALS10_ONLY leaves it out.")
-
-    def finished(self, name: str | None) -> Run | None:
-        """Returns the latest stored run of a digest, or None."""
-        found = [path.parent for path in self.settings.models.glob(f"[!.]*-{name}/run.json")] if name else []
-        folder = max(found, key=lambda path: path.name.rsplit("-", 2)[1:], default=None)
-        return Run(folder.name.rsplit("-", 2)[0], folder) if folder else None
-
-    def is_left_out(self, task: Task, runs: dict[str, Run]) -> bool:
-        """Tells whether a task has no run because `ANIMALS10_ONLY` leaves it out."""
-        return not self._selected(task.experiment) and runs[task.digest].path is None
-
-    def _selected(self, experiment: Experiment) -> bool:
-        only = self.settings.only
-        return not only or experiment.id in ((only,) if isinstance(only, str) else only)
-
-    def _is_current(self, experiment: Experiment, done: dict[str, Run]) -> bool:
-        """Tells whether an experiment is finished, and started from the weights that its parent has now."""
-        stored, start = self.finished(self.digest(experiment)), self._start(experiment, done)
-        if stored is None or start is None:
-            return stored is not None
-        parent = experiment.parent
-        if isinstance(parent, Experiment) and self._selected(parent) and not self._is_current(parent, done):
-            return False
-        weights = start.record["weights_sha256"] if isinstance(start, Run) else file_sha256(start)
-        return stored.record["init_weights_sha256"] == weights
-
-    def _start(self, experiment: Experiment, done: dict[str, Run]) -> Run | Path | None:
-        """Returns the run or file whose weights an experiment starts from; None if it has none or it is missing."""
-        parent = experiment.parent
-        if not isinstance(parent, Experiment):
-            return parent
-        name = self.digest(parent)
-        return done[name] if name in done and done[name].path else self.finished(name)
-
-    def _without_parent(self, experiment: Experiment, done: dict[str, Run]) -> UserError:
-        parent = experiment.parent
-        assert isinstance(parent, Experiment)
-        name = self.digest(parent)
-        why = done[name].why if name in done else "it is not stored."
-        advice = "" if self._selected(parent) else f" Add {parent.id} to ANIMALS10_ONLY."
-        return UserError(f"{experiment.id} is initialised from {parent.id}, which is not trained: {why}{advice}")
+def _stored_run(workspace: Workspace, task: Task) -> Run:
+    run = workspace.latest_run(task.experiment)
+    if run and task.requested:
+        append_row(workspace.settings.results, run.row, RESULT_COLUMNS)  # a kill may have come before the row
+    return run or Run(task.experiment.id, why="ANIMALS10_ONLY leaves it out.")

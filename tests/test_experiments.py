@@ -10,7 +10,7 @@ import auxiliary as aux
 from animals10 import images
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.experiments import digest, identity, specification
-from animals10.training import Workspace
+from animals10.workspace import Workspace
 
 CONTEXT = {"data_sha256": "0" * 64, "image_size": 224, "seed": 5, "weights": "imagenet", "precision": "float32"}
 GOLDEN = {"cnn": "223ac6680ec6", "head": "6b32c232f653", "child": "a36988f530f2", "configured": "7977f4b840ef"}

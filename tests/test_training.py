@@ -213,7 +213,7 @@ def test_a_training_configuration_is_used_and_part_of_the_identity(prepared):
 
 def test_a_training_in_mixed_precision_resumes(prepared, monkeypatch):
     """As on a GPU, whose loss scale is part of the optimizer's state."""
-    for module in ("training", "execution"):
+    for module in ("workspace", "execution"):
         use_mixed_precision = lambda *_: keras.config.set_dtype_policy("mixed_float16") or "GPU"  # noqa: E731
         monkeypatch.setattr(f"animals10.{module}.configure_device", use_mixed_precision)
     monkeypatch.setattr("animals10.callbacks.atomic_write", kill_after_first(atomic_write))

@@ -1,0 +1,100 @@
+"""Experiments in one workspace: what identifies their runs, and which of them are finished."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from animals10.augmentation import AUGMENTATION_VERSION
+from animals10.environment import configure_device
+from animals10.experiments import Experiment, digest
+from animals10.files import UserError, file_sha256
+from animals10.images import preprocessing_contract
+from animals10.runs import Run
+from animals10.settings import Settings
+from animals10.splits import load_splits
+
+
+class Workspace:
+    """The data and the runs of one workspace.
+
+    Attributes:
+        settings: The settings.
+        splits: The data.
+    """
+
+    def __init__(self, settings: Settings):
+        """Reads the splits and sets the compute precision of this machine."""
+        self.settings, self.splits = settings, load_splits(settings)
+        configure_device(settings.deterministic)
+        settings.models.mkdir(parents=True, exist_ok=True)
+
+    def context(self, experiment: Experiment) -> dict[str, Any]:
+        """Returns the data and the resolved settings that can change the result of an experiment."""
+        settings, training = self.settings, experiment.training
+        cap = settings.max_epochs or training.epochs
+        offers = hasattr(experiment.model, "feature_layers") or hasattr(experiment.model, "split_layer")
+        cached = offers and settings.feature_cache != "off"
+        contract = {name: value for name, value in preprocessing_contract().items() if name != "description"}
+        return {
+            "data_sha256": self.splits.sha256,
+            "preprocessing": contract,
+            "augmentation_version": AUGMENTATION_VERSION if training.augmentation else None,
+            "image_size": settings.image_size,
+            "seed": settings.seed + experiment.repetition - 1,
+            "maximum_epochs": min(training.epochs, experiment.initial_epoch + cap),
+            "weights": self.weights(experiment)[1],
+            "feature_cache": settings.feature_cache if cached else "off",
+            "views": settings.views if cached and training.augmentation else None,
+            "precision": keras.config.dtype_policy().name,
+        }
+
+    def weights(self, experiment: Experiment) -> tuple[str | None, str, str]:
+        """Returns the weights that `build` takes, their name in `results.csv`, and why they are missing if they are."""
+        backbone, chosen = getattr(experiment.model, "backbone", None), self.settings.weights
+        if backbone is None:
+            return None, "none", ""
+        if chosen in ("random", "imagenet"):
+            return (None if chosen == "random" else chosen), chosen, ""
+        path = Path(chosen) / f"{backbone}.weights.h5"
+        if not path.exists():
+            return None, "missing", f"there is no {path.name} in {path.parent} (ANIMALS10_WEIGHTS)."
+        return str(path), f"{path.name} {file_sha256(path)[:12]}", ""
+
+    def digest(self, experiment: Experiment) -> str:
+        """Returns the digest that names the experiment's run in this workspace."""
+        return digest(experiment, self.context, len(self.splits.class_names))
+
+    def latest_run(self, experiment: Experiment) -> Run | None:
+        """Returns the latest finished run of an experiment, or None."""
+        name = self.digest(experiment)
+        folders = [path.parent for path in self.settings.models.glob(f"[!.]*-{name}/run.json")]
+        folder = max(folders, key=lambda path: path.name.rsplit("-", 2)[1:], default=None)
+        return Run(experiment.id, folder) if folder else None
+
+    def initial_weights(self, experiment: Experiment) -> Run | Path | None:
+        """Returns the run or file that an experiment is initialised from; None if there is none, or it is missing."""
+        parent = experiment.parent
+        return self.latest_run(parent) if isinstance(parent, Experiment) else parent
+
+    def is_selected(self, experiment: Experiment) -> bool:
+        """Tells whether `ANIMALS10_ONLY` lets an experiment be trained."""
+        only = self.settings.only
+        return not only or experiment.id in ((only,) if isinstance(only, str) else only)
+
+    def is_current(self, experiment: Experiment) -> bool:
+        """Tells whether an experiment is finished, and started from the weights that its parent has now."""
+        run, start, parent = self.latest_run(experiment), self.initial_weights(experiment), experiment.parent
+        if run is None or start is None:
+            return run is not None
+        if isinstance(parent, Experiment) and self.is_selected(parent) and not self.is_current(parent):
+            return False
+        weights = start.record["weights_sha256"] if isinstance(start, Run) else file_sha256(start)
+        return run.record["init_weights_sha256"] == weights
+
+    def missing_parent(self, experiment: Experiment, reason: str) -> UserError:
+        """Returns the error for an experiment whose parent is not trained."""
+        parent = experiment.parent
+        assert isinstance(parent, Experiment)
+        advice = "" if self.is_selected(parent) else f" Add {parent.id} to ANIMALS10_ONLY."
+        return UserError(f"{experiment.id} is initialised from {parent.id}, which is not trained: {reason}{advice}")
