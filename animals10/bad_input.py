@@ -166,7 +166,7 @@ def process_folder(folder: Path, class_name: str, contents: Sequence[File]) -> t
     for file in contents:
         file.create(raw / class_name)
     before = _contents(raw)
-    settings = Settings(root=folder / "work", raw=raw, image_size=SIZE)
+    settings = Settings(root=folder / "work", raw=raw, image_size=SIZE, weights="random")
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars
         processed = resize_images(settings, scan_images(settings))
         checks = check_images(settings)

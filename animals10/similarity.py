@@ -5,6 +5,7 @@ Two images are compared by the cosine similarity of their pooled MobileNetV2 fea
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,7 +94,9 @@ def _build(settings: Settings) -> keras.Model:
             raise UserError(f"There is no {path} (ANIMALS10_WEIGHTS).")
         weights = str(path)
     try:
-        return Transfer(BACKBONE).build(2, settings.image_size, weights)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`input_shape` is undefined or non-square")  # the weights fit any size
+            return Transfer(BACKBONE).build(2, settings.image_size, weights)
     except Exception as error:
         if "URL fetch failure" not in str(error):
             raise

@@ -35,6 +35,7 @@ def test_all_stored_runs_are_measured(prepared, capsys):
     with pytest.raises(aux.UserError, match="There are no runs in"):
         measure_all(prepared)
     run = aux.train(prepared, aux.Experiment("tiny", aux.CNN((4,), (2,), (8,)), aux.Training(1e-2, epochs=0)))
+    capsys.readouterr()
     measure_all(prepared, rounds=2)
     found = json.loads(run.file("efficiency.json").read_text())
     assert tuple(found)[:4] == EFFICIENCY and found["device"] and min(run.efficiency.values()) > 0
