@@ -56,11 +56,11 @@ notebooks: $(READY) ## run the notebooks on the sample and store their outputs i
 	@rm -rf build/notebooks
 	@ANIMALS10_PROFILE=sample ANIMALS10_ROOT=build/notebooks $(BIN)/python scripts/run_notebooks.py --store
 
-readme: $(READY) ## write the picture and tables of README.md and docs/results.md from results.csv
+readme: $(READY) ## write the figure and tables of README.md and docs/results.md from results.csv
 	@$(BIN)/python scripts/readme.py
 
-report: $(READY) ## write build/report/report.html of all stored runs: ROOT=; PICTURES=1 embeds misclassified images
-	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/report.py $(if $(PICTURES),--pictures)
+report: $(READY) ## write build/report/report.html of all stored runs: ROOT=; WITH_IMAGES=1 embeds misclassified images
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/report.py $(if $(WITH_IMAGES),--with-images)
 
 efficiency: $(READY) ## measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/measure_efficiency.py

@@ -109,7 +109,7 @@ def recall_sentence(checks: pd.DataFrame, pairs: pd.DataFrame, hashes: list[Link
     same = pairs[pairs.decision == "same"]
     known, estimated = by_hash + len(same), by_hash + same.stands_for.sum()
     return (
-        f"pHash links {by_hash:,} pairs, inspection {len(same):,} more that show the same photograph. With the sampled "
+        f"pHash links {by_hash:,} pairs, inspection {len(same):,} more of one photograph each. With the sampled "
         f"range, an estimated {estimated:,.0f} pairs have a similarity of at least {BINS[0]}: the reference knows "
         f"{known / estimated:.1%} of them. Pairs below that similarity were not looked for."
     )

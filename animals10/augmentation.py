@@ -23,8 +23,8 @@ class Augmentation:
         saturation: Range of the factor by which saturation is multiplied.
         hue: Largest shift of the hue, as a fraction of the colour circle.
         crop: Range of the fraction of each edge that a random crop keeps; the crop is resized to the full image.
-        horizontal_flip: Whether half of the images are mirrored.
-        vertical_flip: Whether half of the images are turned upside down.
+        horizontal_flip: Whether half of the images are flipped from left to right.
+        vertical_flip: Whether half of the images are flipped from top to bottom.
 
     Raises:
         UserError: A value is not allowed.

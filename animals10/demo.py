@@ -59,9 +59,9 @@ def _cached_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
 
 def overlay(model: keras.Model, pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Returns the Grad-CAM heatmap for the top-1 class, laid over the image in grey, in the size of the original."""
-    heat = colormaps["viridis"](grad_cam(model, pixels[None])[0])[..., :3]
+    heatmap = colormaps["viridis"](grad_cam(model, pixels[None])[0])[..., :3]
     grey = pixels.mean(axis=-1, keepdims=True) / 255
-    return Image.fromarray(np.uint8(255 * (0.55 * heat + 0.45 * grey))).resize(size)
+    return Image.fromarray(np.uint8(255 * (0.55 * heatmap + 0.45 * grey))).resize(size)
 
 
 def predict_file(

@@ -1,4 +1,4 @@
-"""The picture and the tables of README.md and docs/results.md, written from results.csv and the published results.
+"""The figure and the tables of README.md and docs/results.md, written from results.csv and the published results.
 
 Each stands between two comments, its marks. README.md shows the best of each family, docs/results.md all runs.
 """
@@ -20,9 +20,9 @@ from animals10.settings import Settings
 
 README = REPOSITORY / "README.md"
 ALL_RESULTS = REPOSITORY / "docs" / "results.md"
-PICTURE = REPOSITORY / "data" / "results.svg"
+FIGURE = REPOSITORY / "data" / "results.svg"
 MARKS = {
-    name: (f"<!-- {name}: written by `make readme` -->", f"<!-- end of {name} -->") for name in ("picture", "results")
+    name: (f"<!-- {name}: written by `make readme` -->", f"<!-- end of {name} -->") for name in ("figure", "results")
 }
 CNN_FAMILY = "CNN trained from scratch"
 FONTS = ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]
@@ -30,7 +30,7 @@ NUMBER = {"textcoords": "offset points", "ha": "center", "fontweight": "bold"}
 
 
 def write_readme(settings: Settings | None = None) -> None:
-    """Writes the picture, and the parts of README.md and docs/results.md that show results.
+    """Writes the figure, and the parts of README.md and docs/results.md that show results.
 
     Args:
         settings: The settings of the workspace whose results are shown; the repository's own by default.
@@ -40,7 +40,7 @@ def write_readme(settings: Settings | None = None) -> None:
     """
     settings = settings or repository_settings()
     texts = {path: updated_text(path, settings) for path in (README, ALL_RESULTS)}
-    texts[PICTURE] = draw(published_and_measured(settings))
+    texts[FIGURE] = draw(published_and_measured(settings))
     for path, text in texts.items():
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -60,8 +60,8 @@ def updated_text(path: Path, settings: Settings) -> str:
     if not path.exists():
         raise UserError(f"There is no {display_path(path)}: restore it (git restore {display_path(path)}).")
     text, table = path.read_text(encoding="utf-8"), published_and_measured(settings)
-    picture = f"![{alternative_text(table)}]({Path(os.path.relpath(PICTURE, path.parent)).as_posix()})"
-    parts = {"picture": picture, "results": best_of_families(settings) if path == README else all_runs(table)}
+    figure = f"![{alternative_text(table)}]({Path(os.path.relpath(FIGURE, path.parent)).as_posix()})"
+    parts = {"figure": figure, "results": best_of_families(settings) if path == README else all_runs(table)}
     for name, (begin, end) in MARKS.items():
         if text.count(begin) != 1 or text.count(end) != 1:
             raise UserError(f"{display_path(path)} must hold once each: {begin} and {end}.")
@@ -142,23 +142,23 @@ def _markdown(table: pd.DataFrame) -> str:
     return table.to_markdown(index=False, disable_numparse=True)
 
 
-# ── The picture ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The figure ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def drawn_values(table: pd.DataFrame) -> str:
-    """Returns the values that the picture shows as csv. The picture carries them, so that a test can compare."""
+    """Returns the values that the figure shows as csv. The figure carries them, so that a test can compare."""
     shown = table[["model_id", "accuracy", "acc_val_measured", "accuracy_measured", "accuracy_low", "accuracy_high"]]
     return shown.to_csv(index=False, float_format="%.3f", lineterminator="\n").strip()
 
 
 def values_in(svg: str) -> str:
-    """Returns the values from which a picture was drawn, see `drawn_values`."""
+    """Returns the values from which a figure was drawn, see `drawn_values`."""
     found = re.search("<dc:description>(.*?)</dc:description>", svg, re.DOTALL)
     return found[1] if found else ""
 
 
 def alternative_text(table: pd.DataFrame) -> str:
-    """Returns the picture in words: lowest and highest accuracy of each family, without untrained models."""
+    """Returns the figure in words: lowest and highest accuracy of each family, without untrained models."""
 
     def ranges(column: str) -> str:
         groups = table[table.epochs > 0].groupby("family", sort=False)[column].agg(["min", "max"]).dropna()
@@ -176,7 +176,7 @@ def _measured_on(table: pd.DataFrame) -> str:
 
 @STYLE
 def draw(table: pd.DataFrame) -> str:
-    """Returns the picture as SVG: published and measured accuracy by family, measured ones with their 95 % interval.
+    """Returns the figure as SVG: published and measured accuracy by family, measured ones with their 95 % interval.
 
     Args:
         table: See `published_and_measured`.

@@ -1,4 +1,4 @@
-"""Writes the picture and the tables of README.md and docs/results.md from results.csv and the published results."""
+"""Writes the figure and the tables of README.md and docs/results.md from results.csv and the published results."""
 
 import argparse
 import sys

@@ -16,10 +16,10 @@ def main() -> None:
     """Writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=REPORT, help="the page to write (%(default)s)")
-    parser.add_argument("--pictures", action="store_true", help="embed small copies of misclassified test images")
+    parser.add_argument("--with-images", action="store_true", help="embed small copies of misclassified test images")
     arguments = parser.parse_args()
     try:
-        write_report(Settings.from_environment(), arguments.output, arguments.pictures)
+        write_report(Settings.from_environment(), arguments.output, arguments.with_images)
     except UserError as error:
         sys.exit(str(error))
 

@@ -104,11 +104,11 @@ def test_pages_show_what_the_tables_hold(path):
     assert readme.updated_text(path, settings) == path.read_text(encoding="utf-8"), "run `make readme`"
 
 
-def test_the_picture_shows_what_the_tables_hold():
+def test_the_figure_shows_what_the_tables_hold():
     # Drawn on another machine, a line may be a fraction of a pixel elsewhere: the values must be equal.
     table = readme.published_and_measured(readme.repository_settings())
-    picture = readme.PICTURE.read_text(encoding="utf-8")
-    assert readme.values_in(picture) == readme.drawn_values(table), "run `make readme`"
+    figure = readme.FIGURE.read_text(encoding="utf-8")
+    assert readme.values_in(figure) == readme.drawn_values(table), "run `make readme`"
 
 
 def test_the_best_of_each_family_is_chosen_by_validation_accuracy(tmp_path):
