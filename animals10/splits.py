@@ -107,8 +107,9 @@ def split_images(settings: Settings, overview: pd.DataFrame) -> dict[str, pd.Dat
     groups, match = check_images(settings).group, match_reference(overview)
     if match is None:
         return draw_split(overview, settings.seed, groups)
-    part = match.part.fillna(groups.map(dict(zip(overview.relpath, match.part))))  # unknown files follow known ones
-    parts = {name: overview[part.fillna("train") == name].sort_values("relpath") for name in PARTS}
+    # Unknown files follow a known one of their group; those without one belong to training.
+    part = match.part.fillna(match.part.groupby(groups).transform("first")).fillna("train")
+    parts = {name: overview[part == name].sort_values("relpath") for name in PARTS}
     if all(set(table.category) == set(overview.category) for table in parts.values()):
         return parts
     print("Too few files of Animals-10 for its reference split: a part would lack a class. The split is drawn anew.")

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 import auxiliary as aux
 from animals10 import reference
@@ -53,6 +54,18 @@ def test_every_machine_gets_the_same_part_for_a_file(prepared, as_animals10, tmp
     aux.resize_images(other, aux.scan_images(other))
     found = parts_of(aux.load_splits(other))
     assert len(found) < len(expected) and all(expected[sha256] == part for sha256, part in found.items())
+
+
+def test_an_unknown_copy_follows_the_known_file(prepared, as_animals10, monkeypatch):
+    """The copy comes first by name, so that it names the group."""
+    known = as_animals10[as_animals10.part == "test"].iloc[0]
+    source = next(path for path in sorted(prepared.raw.glob("*/*")) if file_sha256(path) == known.sha256)
+    copy = source.with_name(f"0 {source.stem}.png")
+    Image.open(source).save(copy)
+    monkeypatch.setattr(reference, "MIN_KNOWN", 0.9)
+    aux.resize_images(prepared, aux.scan_images(prepared))
+    splits = aux.load_splits(prepared)
+    assert {file_sha256(copy), known.sha256} <= set(splits.test.sha256)
 
 
 def test_known_groups_count_and_unknown_files_are_named(prepared, as_animals10, capsys):
