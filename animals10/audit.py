@@ -11,6 +11,7 @@ from animals10.files import REPOSITORY, UserError, atomic_write, display_path, r
 from animals10.quality import Links, connect, hash_links
 from animals10.reference import REFERENCE_FILES, match_reference, reference_files
 from animals10.settings import Settings
+from animals10.similarity import MIN_COSINE_SIMILARITY
 from animals10.splits import PARTS, draw_split
 
 INSPECTED_PAIRS = REPOSITORY / "data" / "animals10-pairs.csv"
@@ -39,7 +40,7 @@ def audit(settings: Settings, write: bool = False) -> None:
     together = pairs[pairs.decision.isin(TOGETHER)]
     groups = {
         "pHash alone": connect(checks, hashes),
-        "inspection alone": connect(checks, [_self_links(checks), _links(together)]),
+        "inspection alone": connect(checks, [_links(together)]),
         "both": connect(checks, [*hashes, _links(together)]),
     }
     print(f"{len(checks):,} of {len(reference_files()):,} files of Animals-10\n")
@@ -47,7 +48,7 @@ def audit(settings: Settings, write: bool = False) -> None:
     print(group_counts(checks, groups).to_string())
     print("\nInspected pairs that pHash does not link, by cosine similarity of pooled MobileNetV2 features\n")
     print(precision_table(pairs).to_string(float_format="{:.3f}".format))
-    print(f"\n{recall_sentence(checks, pairs, hashes)}\n")
+    print(f"\n{precision_sentence(pairs)}\n{recall_sentence(pairs, hashes)}\n")
     overview = checks.assign(label=checks.category.rank(method="dense").astype(int) - 1)
     published = draw_split(overview, settings.seed, overview.relpath)
     print("Leakage in a random split (SPLIT=published): images with a near-duplicate in the training set\n")
@@ -102,7 +103,17 @@ def precision_table(pairs: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def recall_sentence(checks: pd.DataFrame, pairs: pd.DataFrame, hashes: list[Links]) -> str:
+def precision_sentence(pairs: pd.DataFrame) -> str:
+    """Says in words how many pairs above the limit of the second stage belong together."""
+    similar = pairs[(pairs.cosine >= MIN_COSINE_SIMILARITY) & (pairs.decision != "unsure")]
+    together = similar.decision.isin(TOGETHER)
+    return (
+        f"Of {len(similar):,} decided pairs with a similarity of at least {MIN_COSINE_SIMILARITY}, {together.sum():,} "
+        f"({together.mean():.1%}) are of one photograph or one scene."
+    )
+
+
+def recall_sentence(pairs: pd.DataFrame, hashes: list[Links]) -> str:
     """Estimates in words how many near-duplicate pairs the reference knows."""
     first, second = (np.concatenate(ends) for ends in zip(*hashes, strict=True))
     by_hash = len({(min(a, b), max(a, b)) for a, b in zip(first, second, strict=True) if a != b})
@@ -142,7 +153,3 @@ def build_reference(checks: pd.DataFrame, groups: pd.Series, parts: dict[str, pd
 
 def _links(pairs: pd.DataFrame) -> Links:
     return pairs["first"].to_numpy(), pairs.second.to_numpy()
-
-
-def _self_links(checks: pd.DataFrame) -> Links:
-    return checks.index.to_numpy(), checks.index.to_numpy()

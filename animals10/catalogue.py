@@ -131,14 +131,9 @@ def find_experiment(id: str, **values: float) -> Experiment:
         ids = list(dict.fromkeys(one.id for one in CATALOGUE))
         nearest = difflib.get_close_matches(id, ids, n=3, cutoff=0.3) or ids
         raise UserError(f"The catalogue has no experiment {id!r}; the nearest are {', '.join(nearest)}.")
-    chosen = [one for one in found if values.items() <= _key_of(one).items()]
+    chosen = [one for one in found if values.items() <= one.key._asdict().items()]
     if len(chosen) != 1:
         labels = "; ".join(one.label for one in found)
         count = f"{len(chosen)} of them have {values}" if values else "name its learning rate, epochs or repetition"
         raise UserError(f"The catalogue has {len(found)} experiments {id!r}; {count}. They are {labels}.")
     return chosen[0]
-
-
-def _key_of(experiment: Experiment) -> dict[str, float]:
-    _, learning_rate, epochs, repetition = experiment.key
-    return {"learning_rate": learning_rate, "epochs": epochs, "repetition": repetition}

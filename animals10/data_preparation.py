@@ -14,8 +14,8 @@ import pandas as pd
 import tensorflow as tf
 
 from animals10.augmentation import AUGMENTATION_VERSION, Augmentation
-from animals10.environment import configure_device
-from animals10.experiments import Experiment
+from animals10.environment import device_name
+from animals10.experiments import Experiment, Training
 from animals10.features import cached_features, feature_batches, inference_function, weights_sha256
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import batches, shuffled_order, training_batches, view_batches
@@ -66,31 +66,19 @@ def prepare_data(
         table: The resampled training set.
         context: The resolved settings.
     """
+    training, steps = experiment.training, -(-len(table) // experiment.training.batch_size)
+    frozen, last = frozen_dropouts(experiment.model, model), context["maximum_epochs"]
     layers = feature_layers_of(experiment.model, model) if context["feature_cache"] != "off" else None
-    if layers is None:
-        return _pixels(settings, splits, experiment, model, table, context)
-    features = FeatureCache(settings, experiment, model, layers, context)
-    return _features(features, splits, experiment, table, context)
-
-
-def _pixels(
-    settings: Settings,
-    splits: Splits,
-    experiment: Experiment,
-    model: keras.Model,
-    table: pd.DataFrame,
-    context: Mapping[str, Any],
-) -> PreparedData:
-    training = experiment.training
+    if layers:
+        features = FeatureCache(settings, experiment, model, layers, context)
+        end = keras.Model(layers.outputs[layers.start], model.output)
+        data = features.training_batches(table, training, context)
+        parts = features.evaluation_batches(splits.val, "val"), features.evaluation_batches(splits.test, "test")
+        return PreparedData(end, data, *parts, steps, frozen, is_step_cheap=layers.start == "pooled")
     options = {"batch_size": training.batch_size, "augmentation": training.augmentation, "seed": context["seed"]}
-    last = context["maximum_epochs"]
+    parts = batches(settings, splits.val), batches(settings, splits.test)
     return PreparedData(
-        model,
-        lambda epoch: training_batches(settings, table, range(epoch, last), **options),
-        batches(settings, splits.val),
-        batches(settings, splits.test),
-        -(-len(table) // training.batch_size),
-        frozen_dropouts(experiment.model, model),
+        model, lambda epoch: training_batches(settings, table, range(epoch, last), **options), *parts, steps, frozen
     )
 
 
@@ -107,12 +95,11 @@ class FeatureCache:
     ):
         """Takes a network and the layers whose outputs are cached."""
         self.settings, self.model, self.layers = settings, model, layers
-        self.augmentation: Augmentation | None = experiment.training.augmentation
         self.title = getattr(experiment.model, "backbone", type(experiment.model).__name__)
         frozen = keras.Model(model.input, list(layers.outputs.values()))
         self.inference = cache(lambda: inference_function(frozen))  # built when first needed
         config = json.dumps(network_config(frozen, trainable=False), sort_keys=True)
-        self.key = {"network": self.title, "image_size": context["image_size"], "device": configure_device()}
+        self.key = {"network": self.title, "image_size": context["image_size"], "device": device_name()}
         self.key |= {"preprocessing": preprocessing_contract(), "weights_sha256": weights_sha256(frozen.layers)}
         self.key |= {"config_sha256": hashlib.sha256(config.encode()).hexdigest(), "outputs": list(layers.outputs)}
         self.key |= {"precision": keras.config.dtype_policy().name}
@@ -141,33 +128,21 @@ class FeatureCache:
         dataset = feature_batches(features, part.label.to_numpy("int32"), lambda: [rows])
         return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(part) // 32)))  # which `fit` asks for
 
+    def training_batches(
+        self, table: pd.DataFrame, training: Training, context: Mapping[str, Any]
+    ) -> Callable[[int], tf.data.Dataset]:
+        """Returns the training batches from an epoch on; repeated images share their features."""
+        views, last = context["views"] or 1, context["maximum_epochs"]
+        distinct = table.drop_duplicates("relpath", ignore_index=True)
+        position = pd.Series(distinct.index, distinct.relpath)[table.relpath].to_numpy()
+        labels, cached = distinct.label.to_numpy("int32"), np.empty(0)
+        if last:  # else nothing is trained
+            cached = self.features(distinct, "train", context["feature_cache"], views, training.augmentation)
 
-def _features(
-    features: FeatureCache, splits: Splits, experiment: Experiment, table: pd.DataFrame, context: Mapping[str, Any]
-) -> PreparedData:
-    training, views, last = experiment.training, context["views"] or 1, context["maximum_epochs"]
-    distinct = table.drop_duplicates("relpath", ignore_index=True)
-    position = pd.Series(distinct.index, distinct.relpath)[table.relpath].to_numpy()
-    cached = np.empty(0)
-    if last:  # else nothing is trained
-        cached = features.features(distinct, "train", context["feature_cache"], views, training.augmentation)
+        def rows_of(epoch: int) -> np.ndarray:
+            order = shuffled_order(len(table), context["seed"], epoch)[1].numpy()
+            return epoch % views * len(distinct) + position[order]
 
-    def rows_of(epoch: int) -> np.ndarray:
-        order = shuffled_order(len(table), context["seed"], epoch)[1].numpy()
-        return epoch % views * len(distinct) + position[order]
-
-    def training_data(first: int) -> tf.data.Dataset:
-        labels = distinct.label.to_numpy("int32")
-        return feature_batches(cached, labels, lambda: map(rows_of, range(first, last)), training.batch_size)
-
-    layers = features.layers
-    validation, test = features.evaluation_batches(splits.val, "val"), features.evaluation_batches(splits.test, "test")
-    return PreparedData(
-        keras.Model(layers.outputs[layers.start], features.model.output),
-        training_data,
-        validation,
-        test,
-        -(-len(table) // training.batch_size),
-        frozen_dropouts(experiment.model, features.model),
-        is_step_cheap=layers.start == "pooled",
-    )
+        return lambda first: feature_batches(
+            cached, labels, lambda: map(rows_of, range(first, last)), training.batch_size
+        )

@@ -22,13 +22,17 @@ def configure_device(deterministic: bool = False) -> str:
         deterministic: Whether a GPU must repeat results bit by bit, which is slower.
 
     Returns:
-        The name of the device, for `results.csv`.
+        The name of the device, see `device_name`.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    gpus = tf.config.list_physical_devices("GPU")
-    keras.config.set_dtype_policy("mixed_float16" if gpus else "float32")
-    if gpus:
+    keras.config.set_dtype_policy("mixed_float16" if tf.config.list_physical_devices("GPU") else "float32")
+    return device_name()
+
+
+def device_name() -> str:
+    """Returns the name of the device that trains, for `results.csv`: of the first GPU, or of the CPU with its cores."""
+    if gpus := tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None

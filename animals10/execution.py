@@ -20,7 +20,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from animals10.callbacks import PeakMemory, ProgressLine, ResumableEarlyStopping, dropout_in_inference_mode
 from animals10.data_preparation import PreparedData, prepare_data
-from animals10.environment import configure_device, git_commit, software_versions
+from animals10.environment import configure_device, device_name, git_commit, software_versions
 from animals10.evaluation import metrics, predict_table
 from animals10.experiments import Experiment, Training, built_config, without_freezing
 from animals10.features import weights_sha256
@@ -98,7 +98,6 @@ def execute(job: Job) -> Run:
         check_custom(job.experiment.model, len(splits.class_names), settings.image_size)
     model = build_model(job)
     clock["build"] = time.perf_counter()
-    device = configure_device(settings.deterministic)
     table = resample(splits.train, training.class_balance, settings.seed)
     if training.class_balance != "none":
         write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
@@ -108,7 +107,7 @@ def execute(job: Job) -> Run:
     clock["fit"] = time.perf_counter()
     predictions = predict_table(data.model, data.test, splits.test, splits.class_names)
     clock["predict"] = time.perf_counter()
-    counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device}
+    counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device_name()}
     counts |= {"params": model.count_params(), "trainable_params": count_parameters(model.trainable_weights)}
     return save(job, model, history, predictions, outcome | counts | metrics(predictions), clock)
 
@@ -126,20 +125,22 @@ def check_custom(architecture: Architecture, n_classes: int, image_size: int) ->
 def build_model(job: Job) -> keras.Model:
     """Returns the model to train, with its initial weights, its layers frozen as the architecture says."""
     architecture, context, n_classes = job.experiment.model, job.context, len(job.splits.class_names)
-    expected = frozen = None
-    if job.start:  # built before the seed is set
-        expected = built_config(without_freezing(architecture), n_classes, context["image_size"])
-        frozen = built_config(architecture, n_classes, context["image_size"], trainable=True)
+    set_trainable = getattr(architecture, "set_trainable", None)
+    expected = None
+    if job.start:  # built before the seed is set; what `set_trainable` changes may differ from the parent
+        plain = without_freezing(architecture)
+        expected = built_config(plain, n_classes, context["image_size"], trainable=set_trainable is None)
     keras.backend.clear_session()  # which resets the compute precision as well
     configure_device(job.settings.deterministic)
     keras.utils.set_random_seed(context["seed"])
     if job.start:
         path = job.start.file("model.keras") if isinstance(job.start, Run) else job.start
         model = load_model(path)[0]
-        if network_config(model, trainable=False) != expected:
+        if network_config(model, trainable=set_trainable is None) != expected:
             raise UserError(
                 f"{job.experiment.id} cannot be initialised from {display_path(path)}: that holds another network than "
-                f"{architecture}. Give both the same architecture; only what is unfrozen may differ."
+                f"{architecture}. Give both the same architecture; only layers that its method `set_trainable` freezes "
+                "or unfreezes may differ."
             )
     else:
         options = {"weights": job.weights} if hasattr(architecture, "backbone") else {}
@@ -153,12 +154,8 @@ def build_model(job: Job) -> keras.Model:
             raise UserError(f"There are no ImageNet weights of {name}: {one_line(error)}. {advice}") from None
         if job.experiment.is_custom:
             model = check_model(model, n_classes, context["image_size"])
-    if set_trainable := getattr(architecture, "set_trainable", None):
+    if set_trainable:
         set_trainable(model)
-    elif job.start and network_config(model) != frozen:
-        raise UserError(
-            f"{job.experiment.id}: its parent has other frozen layers. Give the architecture set_trainable(model)."
-        )
     return model
 
 
@@ -266,13 +263,9 @@ def save(
 
 def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
     """Returns the run's row of `results.csv`; `outcome` holds all columns that were measured."""
-    model_id, learning_rate, epochs, repetition = job.experiment.key
     maximum_epochs = job.context["maximum_epochs"]
     return ResultRow(
-        model_id=model_id,
-        learning_rate=learning_rate,
-        epochs=epochs,
-        repetition=repetition,
+        **job.experiment.key._asdict(),
         batchsize=job.experiment.training.batch_size,
         class_balance=job.experiment.training.class_balance,
         image_size=job.context["image_size"],
@@ -282,7 +275,7 @@ def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
         data_sha256=job.splits.sha256,
         split=job.splits.kind,
         data_share=job.splits.share,
-        epochs_cap=None if maximum_epochs == epochs else maximum_epochs,
+        epochs_cap=None if maximum_epochs == job.experiment.training.epochs else maximum_epochs,
         tensorflow=tf.__version__,
         keras=keras.__version__,
         commit=git_commit(),

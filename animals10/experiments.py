@@ -20,7 +20,7 @@ from animals10.augmentation import Augmentation
 from animals10.files import UserError, file_sha256
 from animals10.model_checks import check_model
 from animals10.models import CNN, Architecture, Transfer, network_config
-from animals10.runs import Run
+from animals10.runs import Run, RunKey
 from animals10.splits import CLASS_BALANCES
 
 TRAINING_VERSION = 1  # part of each run's identity: raise it when equal settings give other numbers
@@ -157,9 +157,9 @@ class Experiment:
         return self.init_from
 
     @property
-    def key(self) -> tuple[str, float, int, int]:
+    def key(self) -> RunKey:
         """What names it: id, learning rate, maximum epochs and repetition."""
-        return self.id, self.training.learning_rate, self.training.epochs, self.repetition
+        return RunKey(self.id, self.training.learning_rate, self.training.epochs, self.repetition)
 
     @property
     def is_custom(self) -> bool:

@@ -15,7 +15,8 @@ from animals10.catalogue import CATALOGUE
 from animals10.files import REPOSITORY, UserError, atomic_write, display_path
 from animals10.models import Transfer
 from animals10.plots import BLUE, GREY, ORANGE, STYLE
-from animals10.results import RUN_KEY, published_table, results_table
+from animals10.results import published_table, results_table
+from animals10.runs import RunKey
 from animals10.settings import Settings
 
 README = REPOSITORY / "README.md"
@@ -124,7 +125,7 @@ def _best_measured(settings: Settings) -> pd.DataFrame:
     if not settings.results.exists():
         return pd.DataFrame(columns=columns).set_index("family")
     rows = results_table(settings)  # best validation accuracy first
-    rows["family"] = [families.get(key) for key in zip(*(rows[name] for name in RUN_KEY), strict=True)]
+    rows["family"] = [families.get(RunKey(*key)) for key in zip(*(rows[name] for name in RunKey._fields), strict=True)]
     is_candidate = rows.family.notna() & rows.acc_val.notna() & rows.image_size.eq(settings.image_size)
     rows = rows[is_candidate & rows.weights.ne("random")]
     rows = rows[rows.n_test == rows.groupby("family").n_test.transform("max")]

@@ -12,7 +12,6 @@ from animals10.files import REPOSITORY, read_table
 
 REFERENCE_FILES = REPOSITORY / "data" / "animals10-files.csv.gz"
 MIN_KNOWN = 0.99  # share of a folder's images that are files of Animals-10, from which the reference is used
-NAMED = 5  # files that a message names
 
 
 @cache

@@ -136,9 +136,6 @@ def collect(settings: Settings) -> pd.DataFrame:
         UserError: There are no results, or they lack a column.
     """
     results, key = results_table(settings), list(PUBLISHED_KEY)
-    if missing := [name for name in RESULT_COLUMNS if name not in results]:
-        where = display_path(settings.results)
-        raise UserError(f"{where} lacks the columns {', '.join(missing)}: restore them with `make rebuild`.")
     sizes = sorted(results.image_size.unique())
     joined = pd.concat(published_table(settings.model_copy(update={"image_size": int(size)})) for size in sizes)
     # In published_table the published columns have the plain names; here the measured ones have.
@@ -148,7 +145,7 @@ def collect(settings: Settings) -> pd.DataFrame:
     others = results[~results.run_id.isin(joined.run_id)]
     known = set(joined[key].itertuples(index=False, name=None))
     is_published = [values in known for values in others[key].itertuples(index=False, name=None)]
-    words = {True: "not compared: a later run counts", False: "no published run"}
+    words = {True: "not compared: another run counts", False: "no published run"}
     others = others.assign(agreement=pd.Series(is_published, others.index, dtype=bool).map(words))
     table = pd.concat([joined, others])
     table["measured"] = table.run_id.notna()

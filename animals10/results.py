@@ -5,19 +5,18 @@ To add a column, give `ResultRow` a field and set it in `execution.result_row`.
 
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
 from animals10.dataset import ENGLISH, PUBLISHED_RESULTS
 from animals10.evaluation import compare_runs
 from animals10.files import UserError, display_path, read_table
-from animals10.runs import EFFICIENCY, Run
+from animals10.runs import EFFICIENCY, Run, RunKey
 from animals10.settings import Settings
 
 PUBLISHED_TEST_IMAGES = 2_618  # of the original study
-DIFFERENCE = ("difference", "difference_low", "difference_high", "agreement")
-RUN_KEY = ("model_id", "learning_rate", "epochs", "repetition")  # two runs of one key differ in data or versions alone
-PUBLISHED_KEY = ("image_size", *RUN_KEY)  # by which a run finds its published counterpart
+PUBLISHED_KEY = ("image_size", *RunKey._fields)  # by which a run finds its published counterpart
 
 
 def _column(title: str, description: str, form: str = "{}") -> dict[str, str]:
@@ -78,24 +77,19 @@ def results_table(settings: Settings) -> pd.DataFrame:
 
     Returns:
         The columns of `ResultRow`, and:
-        `significance`: among the runs on the same test images (`data_sha256`), `best` for the one with the highest
-        validation accuracy, and `not significantly different` for those whose test predictions `compare_runs` cannot
-        tell from it (p ≥ 0.05, not corrected for the number of comparisons). Empty for others, and for runs whose
-        folders are missing.
+        `significance`: among the stored runs on the same test images (`data_sha256`), `best` for the one with the
+        highest validation accuracy, and `not significantly different` for those whose test predictions `compare_runs`
+        cannot tell from it (p ≥ 0.05, not corrected for the number of comparisons). Empty for others, and for runs
+        whose folders are missing.
         `model_mb`, `multiply_adds` (millions), `predict_ms` and `batch_ms` (milliseconds per image, at batch sizes 1
         and 32): missing where `make efficiency` has not measured them.
 
     Raises:
-        UserError: There are no results yet.
+        UserError: There are no results yet, or they lack a column.
     """
-    if not settings.results.exists():
-        raise UserError(f"There is no {display_path(settings.results)} yet: run notebook 02 or 03 first.")
-    order = {"by": ["acc_val", "time"], "ascending": [False, True], "na_position": "last"}
-    table = read_table(settings.results)
-    table = table.assign(**dict.fromkeys({"split", "data_share", "epochs_cap"} - set(table), None))  # of older tables
-    table = table.sort_values(**order, ignore_index=True)
-    folders = table.model_id.fillna("") + "-" + table.run_id.fillna("")  # a row of one's own may have neither
-    runs = [Run(name, settings.models / name) for name in folders]
+    table = _rows(settings)
+    runs = [Run(name, settings.models / name) for name in table.folder]
+    table = table.drop(columns="folder")
     table["significance"], columns = "", list(EFFICIENCY)
     table[columns] = pd.DataFrame([run.efficiency for run in runs], table.index, columns, float)
     for _, rows in table.groupby("data_sha256"):
@@ -107,16 +101,29 @@ def results_table(settings: Settings) -> pd.DataFrame:
     return table
 
 
+def _rows(settings: Settings) -> pd.DataFrame:
+    """Returns `results.csv`, best validation accuracy first, with a column `folder`, the name of the run's folder."""
+    if not settings.results.exists():
+        raise UserError(f"There is no {display_path(settings.results)} yet: run notebook 02 or 03 first.")
+    table = read_table(settings.results)
+    if missing := [name for name in RESULT_COLUMNS if name not in table]:
+        where = display_path(settings.results)
+        raise UserError(f"{where} lacks the columns {', '.join(missing)}: restore them with `make rebuild`.")
+    table["folder"] = table.model_id.fillna("") + "-" + table.run_id.fillna("")  # a row of one's own may have neither
+    order = {"by": ["acc_val", "time"], "ascending": [False, True], "na_position": "last"}
+    return table.sort_values(**order, ignore_index=True)
+
+
 def best_run(settings: Settings, data_sha256: str | None = None) -> Run:
     """Returns the stored run with the highest validation accuracy, for all data or those of one checksum.
 
     Raises:
         UserError: There is none.
     """
-    table = results_table(settings)
+    table = _rows(settings)
     table = table[table.acc_val.notna() & (table.data_sha256.eq(data_sha256) if data_sha256 else True)]
     for row in table.itertuples():
-        run = Run(str(row.model_id), settings.models / f"{row.model_id}-{row.run_id}")
+        run = Run(str(row.model_id), settings.models / str(row.folder))
         if run.file("model.keras").exists():
             return run
     raise UserError(f"There is no trained model in {display_path(settings.models)}: run notebook 02 or 03 first.")
@@ -150,7 +157,7 @@ def published_table(settings: Settings) -> pd.DataFrame:
     measured = preferred.drop_duplicates(key, keep="last").drop(columns=["capped", "own"])
     table = published.merge(measured, how="left", on=key, suffixes=("", "_measured"))
     table["difference"] = table.accuracy_measured - table.accuracy
-    table["agreement"] = ""
+    table[["difference_low", "difference_high", "agreement"]] = np.nan, np.nan, ""
     table.loc[table.epochs_cap.notna(), "agreement"] = "not compared: maximum epochs capped"
     table.loc[table.weights == "random", "agreement"] = "not compared: random weights"
     elsewhere = table.dataset.ne("animals10")
@@ -163,7 +170,7 @@ def published_table(settings: Settings) -> pd.DataFrame:
         low, high = newcombe_interval(*values, level=0.05 / len(compared))
         words = "significantly higher" if low > 0 else "significantly lower" if high < 0 else ""
         table.loc[row, "agreement"] = words or "not significantly different"
-    return table.reindex(columns=[*table.columns.difference(DIFFERENCE, sort=False), *DIFFERENCE])
+    return table
 
 
 def newcombe_interval(first: float, n_first: int, second: float, n_second: int, level: float = 0.05) -> list[float]:

@@ -4,8 +4,9 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,16 @@ from animals10.files import UserError, display_path, read_json, read_table
 
 if TYPE_CHECKING:
     from animals10.experiments import Experiment
+
+
+class RunKey(NamedTuple):
+    """What names an experiment, and its run in `results.csv` and among the published runs."""
+
+    model_id: str
+    learning_rate: float
+    epochs: int
+    repetition: int
+
 
 RUN_FILES = ("model.keras", "history.csv", "predictions.csv")  # beside run.json
 EFFICIENCY = ("model_mb", "multiply_adds", "predict_ms", "batch_ms")  # see `efficiency.measure_efficiency`
@@ -84,10 +95,10 @@ class Run:
 class Runs(Sequence[Run]):
     """Runs in the order of their experiments: `runs[0]`, `runs["mobnet2_small"]`, `runs[experiment]`, `runs + more`."""
 
-    def __init__(self, runs: Iterable[Run], experiments: "Iterable[Experiment]" = ()):
+    def __init__(self, runs: Iterable[Run], experiments: "Iterable[Experiment | None] | None" = None):
         """Takes the runs and, if they are known, the experiment of each."""
         self._runs = tuple(runs)
-        self._experiments: tuple[Experiment | None, ...] = tuple(experiments) or (None,) * len(self._runs)
+        self._experiments = (None,) * len(self._runs) if experiments is None else tuple(experiments)
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -103,9 +114,7 @@ class Runs(Sequence[Run]):
         if isinstance(key, (int, np.integer)):
             return self._runs[key]
         if isinstance(key, slice):
-            runs = Runs(self._runs[key])
-            runs._experiments = self._experiments[key]
-            return runs
+            return Runs(self._runs[key], self._experiments[key])
         if not isinstance(key, str):
             if key in self._experiments:
                 return self._runs[self._experiments.index(key)]
@@ -121,9 +130,7 @@ class Runs(Sequence[Run]):
 
     def __add__(self, other: Iterable[Run]) -> "Runs":
         more = other if isinstance(other, Runs) else Runs(other)
-        joined = Runs((*self._runs, *more._runs))
-        joined._experiments = (*self._experiments, *more._experiments)
-        return joined
+        return Runs((*self._runs, *more._runs), (*self._experiments, *more._experiments))
 
     def __repr__(self) -> str:
         words = [run.model_id if run.path else f"{run.model_id} (not trained: {run.why})" for run in self._runs]
@@ -132,10 +139,8 @@ class Runs(Sequence[Run]):
     @property
     def trained(self) -> "Runs":
         """Those that are trained."""
-        chosen = [index for index, run in enumerate(self._runs) if run.path]
-        runs = Runs(self._runs[index] for index in chosen)
-        runs._experiments = tuple(self._experiments[index] for index in chosen)
-        return runs
+        is_trained = [run.path is not None for run in self._runs]
+        return Runs(compress(self._runs, is_trained), compress(self._experiments, is_trained))
 
 
 # What tells runs of one id apart, in the order in which it is used, and its words.

@@ -73,8 +73,6 @@ def find_problems(settings: Settings, run: Run, rows: pd.DataFrame) -> list[str]
     ]
     if changed:
         return changed
-    if missing := [name for name in RESULT_COLUMNS if name not in rows]:
-        return [f"{display_path(settings.results)} lacks the column {missing[0]}: run `make rebuild`"]
     row = rows[rows.run_id == record["row"]["run_id"]]
     if len(row) != 1:
         return [f"{display_path(settings.results)} holds its row {len(row)} times"]

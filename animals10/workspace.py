@@ -1,5 +1,6 @@
 """Experiments in one workspace: what identifies their runs, and which of them are finished."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Workspace:
         self.settings, self.splits = settings, load_splits(settings)
         configure_device(settings.deterministic)
         settings.models.mkdir(parents=True, exist_ok=True)
+        self._digests: dict[Experiment, str] = {}
+        self._file_sha256 = cache(file_sha256)  # of weights files, which many experiments share
 
     def context(self, experiment: Experiment) -> dict[str, Any]:
         """Returns the data and the resolved settings that can change the result of an experiment."""
@@ -59,11 +62,13 @@ class Workspace:
         path = Path(chosen) / f"{backbone}.weights.h5"
         if not path.exists():
             return None, "missing", f"there is no {path.name} in {path.parent} (ANIMALS10_WEIGHTS)."
-        return str(path), f"{path.name} {file_sha256(path)[:12]}", ""
+        return str(path), f"{path.name} {self._file_sha256(path)[:12]}", ""
 
     def digest(self, experiment: Experiment) -> str:
         """Returns the digest that names the experiment's run in this workspace."""
-        return digest(experiment, self.context, len(self.splits.class_names))
+        if experiment not in self._digests:
+            self._digests[experiment] = digest(experiment, self.context, len(self.splits.class_names))
+        return self._digests[experiment]
 
     def latest_run(self, experiment: Experiment) -> Run | None:
         """Returns the latest finished run of an experiment, or None."""

@@ -141,7 +141,7 @@ def test_only_the_latest_run_is_compared_with_the_published_one(tmp_path, row):
     append_row(settings.results, row | {"run_id": "c", "model_id": "</script><b>", "repetition": 3}, RESULT_COLUMNS)
     table = collect(settings)
     found = table[table.measured].set_index("run_id").agreement.to_dict()
-    later = "not compared: a later run counts"
+    later = "not compared: another run counts"
     assert found == {"a": "not significantly different", "b": later, "c": "no published run"}
     assert len(table) == 42 + 2 and table.label.is_unique
     page = render(settings)
