@@ -83,6 +83,8 @@ SECTIONS: dict[str, tuple[Experiment, ...]] = {
         replace(_MOBILENET_256, repetition=2),
         _RESNET,
         _EFFICIENTNET,
+        # Logistic regression on the pooled features, without augmentation: one pass over the images, then seconds.
+        Experiment("mobnet2_linear_probe",     Transfer("MobileNetV2", (), ()),                         Training(3e-4, 30, class_balance="none", augmentation=None)),
     ),
     "Fine-tuning": (
         Experiment("mobnet2_small_tune20",          Transfer("MobileNetV2", (128,), unfreeze_last=20), Training(1e-5, 5),               _MOBILENET),
