@@ -32,7 +32,7 @@ from animals10.report_charts import (
     position,
 )
 from animals10.results import PUBLISHED_KEY, RESULT_COLUMNS, ResultRow, published_table, results_table
-from animals10.runs import EFFICIENCY, Run, run_labels
+from animals10.runs import EFFICIENCY, Run, run_labels, run_of_row
 from animals10.settings import Settings
 
 REPORT = REPOSITORY / "build" / "report" / "report.html"
@@ -200,15 +200,14 @@ def run_details(settings: Settings, row: Mapping[str, Any], with_images: bool) -
     """
     found: dict[str, Any] = {"notes": [], "model": {}, "history": [], "matrix": [], "size": 0, "report": []}
     found |= {"errors": [], "n_errors": 0}
-    folder, spec = settings.models / f"{row['model_id']}-{row['run_id']}", {}
+    run, spec = run_of_row(settings.root, row["model_id"], str(row["run_id"])), {}
     if not row["measured"]:
         found["notes"].append("This run was published and has not been measured here.")
-    elif not (folder / "run.json").exists():
-        where = display_path(folder)
+    elif not run.file("run.json").exists():
+        where = display_path(run.file("run.json").parent)
         found["notes"].append(f"Its folder {where} is missing: this is its row of results.csv.")
     else:
         try:
-            run = Run(row["model_id"], folder)
             spec = run.record["spec"]
             found["model"] = spec["model"]
             for name, read in {"history.csv": _history, "predictions.csv": _predictions}.items():
@@ -220,7 +219,8 @@ def run_details(settings: Settings, row: Mapping[str, Any], with_images: bool) -
                 error["image"] = thumbnail(settings.data / "processed" / error["relpath"])
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(f"{display_path(folder)} cannot be read ({reason}): move it away.") from None
+            where = display_path(run.file("run.json").parent)
+            raise UserError(f"{where} cannot be read ({reason}): move it away.") from None
     if row["epochs_run"] == 0:
         found["notes"].append("It was evaluated without training.")
     return found | {"facts": _facts(row, spec)}

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from animals10.dataset import ENGLISH, PUBLISHED_RESULTS
 from animals10.evaluation import compare_runs
 from animals10.files import UserError, display_path, read_table
-from animals10.runs import EFFICIENCY, Run, RunKey
+from animals10.runs import EFFICIENCY, Run, RunKey, run_of_row
 from animals10.settings import Settings
 
 PUBLISHED_TEST_IMAGES = 2_618  # of the original study
@@ -88,8 +88,7 @@ def results_table(settings: Settings) -> pd.DataFrame:
         UserError: There are no results yet, or they lack a column.
     """
     table = _rows(settings)
-    runs = [Run(name, settings.models / name) for name in table.folder]
-    table = table.drop(columns="folder")
+    runs = [run_of_row(settings.root, *names) for names in zip(table.model_id, table.run_id, strict=True)]
     table["significance"], columns = "", list(EFFICIENCY)
     table[columns] = pd.DataFrame([run.efficiency for run in runs], table.index, columns, float)
     for _, rows in table.groupby("data_sha256"):
@@ -102,14 +101,14 @@ def results_table(settings: Settings) -> pd.DataFrame:
 
 
 def _rows(settings: Settings) -> pd.DataFrame:
-    """Returns `results.csv`, best validation accuracy first, with a column `folder`, the name of the run's folder."""
+    """Returns `results.csv`, best validation accuracy first."""
     if not settings.results.exists():
         raise UserError(f"There is no {display_path(settings.results)} yet: run notebook 02 or 03 first.")
     table = read_table(settings.results)
     if missing := [name for name in RESULT_COLUMNS if name not in table]:
         where = display_path(settings.results)
         raise UserError(f"{where} lacks the columns {', '.join(missing)}: restore them with `make rebuild`.")
-    table["folder"] = table.model_id.fillna("") + "-" + table.run_id.fillna("")  # a row of one's own may have neither
+    table[["model_id", "run_id"]] = table[["model_id", "run_id"]].fillna("")  # a row of one's own may have neither
     order = {"by": ["acc_val", "time"], "ascending": [False, True], "na_position": "last"}
     return table.sort_values(**order, ignore_index=True)
 
@@ -123,7 +122,7 @@ def best_run(settings: Settings, data_sha256: str | None = None) -> Run:
     table = _rows(settings)
     table = table[table.acc_val.notna() & (table.data_sha256.eq(data_sha256) if data_sha256 else True)]
     for row in table.itertuples():
-        run = Run(str(row.model_id), settings.models / str(row.folder))
+        run = run_of_row(settings.root, str(row.model_id), str(row.run_id))
         if run.file("model.keras").exists():
             return run
     raise UserError(f"There is no trained model in {display_path(settings.models)}: run notebook 02 or 03 first.")

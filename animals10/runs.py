@@ -27,6 +27,7 @@ class RunKey(NamedTuple):
 
 
 RUN_FILES = ("model.keras", "history.csv", "predictions.csv")  # beside run.json
+STUDY = "study"  # folder of adopted runs, see `adoption`: all but the model
 EFFICIENCY = ("model_mb", "multiply_adds", "predict_ms", "batch_ms")  # see `efficiency.measure_efficiency`
 
 
@@ -82,14 +83,15 @@ class Run:
             raise UserError(f"{file} is damaged ({type(error).__name__}: {error}): run `make efficiency`.") from None
 
     def file(self, name: str) -> Path:
-        """Returns the path of a file in the run's folder.
+        """Returns the path of a file in the run's folder; a table may be there as `<name>.gz`.
 
         Raises:
             UserError: The run is not trained.
         """
         if self.path is None:
             raise UserError(f"{self.model_id} is not trained here: {self.why}")
-        return self.path / name
+        packed = self.path / f"{name}.gz"
+        return packed if packed.exists() else self.path / name
 
 
 class Runs(Sequence[Run]):
@@ -173,6 +175,20 @@ def run_labels(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[str]:
         seen[label] += 1
         unique.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
     return unique
+
+
+def run_of_row(root: Path, model_id: str, run_id: str) -> Run:
+    """Returns the run of a row of `results.csv`: from `models/`, else from `study/`, which holds runs without models.
+
+    Args:
+        root: The workspace.
+        model_id: The row's id.
+        run_id: The row's `run_id`.
+    """
+    name = f"{model_id}-{run_id}"
+    adopted = root / STUDY / name
+    is_adopted = adopted.exists() and not (root / "models" / name).exists()
+    return Run(model_id, adopted if is_adopted else root / "models" / name)
 
 
 def stored_runs(root: Path) -> Runs:
