@@ -21,7 +21,7 @@ RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 
 .DEFAULT_GOAL := help
 .PHONY: help run full data rebuild test test-all stress lint notebooks sample readme report lock clean clean-cache bench \
-	verify efficiency extras classify demo recipes export audit
+	verify efficiency extras classify demo recipes export audit missing adopt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,12 @@ audit: $(READY) ## print the near-duplicate audit of Animals-10 in a workspace: 
 
 verify: $(READY) ## check that stored models and predictions agree with results.csv: ROOT= RAW= RUNS="id …"
 	@$(ENVIRONMENT) $(BIN)/python scripts/verify.py $(RUNS)
+
+missing: $(READY) ## train the experiments of the study that results.csv lacks: RAW= ROOT= SPLIT= ONLY=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/missing.py
+
+adopt: $(READY) ## check runs of another workspace and add their rows and run files to this one: RUNS=folder ROOT=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/adopt.py $(RUNS)
 
 bench: $(READY) ## time training with and without the feature cache on synthetic images: BENCH="--images 1000"
 	@$(BIN)/python scripts/bench.py $(BENCH)
