@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from animals10.benchmark_pipeline import measure_memory, measure_pipeline, measure_resizing, median_seconds
+from animals10.benchmark_pipeline import measure_cnns, measure_memory, measure_resizing, median_seconds
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.environment import configure_device
 from animals10.experiments import Experiment, Training
@@ -48,7 +48,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = ("resize", "memory", "training")
+PARTS = ("resize", "cnns", "memory", "training")
 
 
 def run_benchmark(
@@ -80,7 +80,8 @@ def run_benchmark(
         print(f"{configure_device()}; {platform.platform()}; {versions}")
         if "resize" not in skip:
             measure_resizing(settings, overview)
-            measure_pipeline(settings, splits.train)
+        if "cnns" not in skip:
+            measure_cnns(settings, splits.train)
         if "memory" not in skip:
             measure_memory(settings)
         if "training" not in skip:

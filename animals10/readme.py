@@ -15,16 +15,15 @@ from animals10.catalogue import CATALOGUE
 from animals10.files import REPOSITORY, UserError, atomic_write, display_path
 from animals10.models import Transfer
 from animals10.plots import BLUE, GREY, ORANGE, STYLE
-from animals10.results import published_table, results_table
-from animals10.runs import RunKey
+from animals10.results import RESULT_COLUMNS, published_runs, published_table, results_table
+from animals10.runs import EFFICIENCY, RunKey
 from animals10.settings import Settings
 
 README = REPOSITORY / "README.md"
 ALL_RESULTS = REPOSITORY / "docs" / "results.md"
 FIGURE = REPOSITORY / "data" / "results.svg"
-MARKS = {
-    name: (f"<!-- {name}: written by `make readme` -->", f"<!-- end of {name} -->") for name in ("figure", "results")
-}
+SPLITS = ("published", "grouped")
+KEY = list(RunKey._fields)
 CNN_FAMILY = "CNN trained from scratch"
 FONTS = ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]
 NUMBER = {"textcoords": "offset points", "ha": "center", "fontweight": "bold"}
@@ -62,84 +61,138 @@ def updated_text(path: Path, settings: Settings) -> str:
         raise UserError(f"There is no {display_path(path)}: restore it (git restore {display_path(path)}).")
     text, table = path.read_text(encoding="utf-8"), published_and_measured(settings)
     figure = f"![{alternative_text(table)}]({Path(os.path.relpath(FIGURE, path.parent)).as_posix()})"
-    parts = {"figure": figure, "results": best_of_families(settings) if path == README else all_runs(table)}
-    for name, (begin, end) in MARKS.items():
+    parts = {"figure": figure}
+    if path == README:
+        parts["results"] = best_of_families(settings)
+    else:
+        parts |= {"results": all_runs(settings), "repetitions": repeated_runs(settings)}
+    for name, part in parts.items():
+        begin, end = f"<!-- {name}: written by `make readme` -->", f"<!-- end of {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise UserError(f"{display_path(path)} must hold once each: {begin} and {end}.")
         before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{parts[name]}\n\n{end}{rest.split(end)[1]}"
+        text = f"{before}{begin}\n\n{part}\n\n{end}{rest.split(end)[1]}"
     return text
 
 
 # ── Tables ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def study_rows(settings: Settings) -> pd.DataFrame:
+    """Returns the rows of `results.results_table` that count: on Animals-10, at the settings' image size, in full.
+
+    Runs with random weights and trials with a cap on epochs are left out. Of several runs of one experiment on one
+    split, the latest counts.
+    """
+    if not settings.results.exists():
+        return pd.DataFrame(columns=[*RESULT_COLUMNS, "significance", *EFFICIENCY])
+    rows = results_table(settings)
+    rows = rows[rows.dataset.eq("animals10") & rows.image_size.eq(settings.image_size)]
+    rows = rows[rows.epochs_cap.isna() & rows.weights.ne("random")]
+    return rows[~rows.sort_values("time").duplicated([*KEY, "split"], keep="last").reindex(rows.index)]
+
+
 def published_and_measured(settings: Settings) -> pd.DataFrame:
-    """Returns `results.published_table` with a column `family`: the backbone, or that it is a CNN from scratch."""
-    table = published_table(settings)
+    """Returns `results.published_table` of `study_rows`, with a column `family`: the backbone, or that it is a CNN."""
+    table = published_table(settings, study_rows(settings))
     return table.assign(family=table.backbone.fillna(CNN_FAMILY))
 
 
-def all_runs(table: pd.DataFrame) -> str:
-    """Returns the table of `published_and_measured` in Markdown, one row per published run."""
+def all_runs(settings: Settings) -> str:
+    """Returns the table of all published runs in Markdown, and the number of comparisons in words."""
+    table, accuracies = published_and_measured(settings), _accuracies(study_rows(settings))
+    difference = table.difference.map("{:+.3f}".format) + _interval(table, "difference")
+    found = table[KEY].join(accuracies, on=KEY).fillna("not measured")
     columns = {
         "run": "`" + table.model_id + "`" + table.repetition.map({1: "", 2: " (repetition 2)"}),
         "learning rate": table.learning_rate.map("{:g}".format),
         "maximum epochs": table.epochs,
         "published": table.accuracy.map("{:.3f}".format),
-        "measured": table.accuracy_measured.map("{:.3f}".format),
-        "95 % interval": _interval(table),
-        "epochs run": table.epochs_run.astype("Int64"),
-        "measured on": table.dataset,
+        **{f"{split} split": found[split] for split in SPLITS},
+        "difference": difference.where(table.difference.notna()),
+        "agreement": table.agreement.where(table.difference.notna()),
     }
-    return _markdown(pd.DataFrame(columns))
+    level = f"0.05 / {table.difference.notna().sum()}"
+    return (
+        f"{_markdown(pd.DataFrame(columns))}\n\nLevel of significance: {level} (Bonferroni). {data_sentence(settings)}"
+    )
+
+
+def repeated_runs(settings: Settings) -> str:
+    """Returns the table of the experiments that were repeated or never published in Markdown: mean and spread."""
+    rows, lines = study_rows(settings), []
+    published = published_runs(settings)[KEY[:3]].itertuples(index=False, name=None)
+    published_keys = set(published)
+    for (*key, split), runs in rows.groupby([*KEY[:3], "split"]):
+        if len(runs) == 1 and tuple(key) in published_keys:
+            continue
+        runs = runs.sort_values("repetition")
+        lines.append(
+            {
+                "run": f"`{key[0]}`",
+                "learning rate": f"{key[1]:g}",
+                "maximum epochs": key[2],
+                "split": split,
+                "test accuracies": ", ".join(runs.accuracy.map("{:.4f}".format)),
+                "mean": f"{runs.accuracy.mean():.4f}",
+                "standard deviation": f"{runs.accuracy.std():.4f}" if len(runs) > 1 else None,
+            }
+        )
+    return _markdown(pd.DataFrame(lines)) if lines else "Nothing was repeated yet."
 
 
 def best_of_families(settings: Settings) -> str:
-    """Returns a short table in Markdown: the best published and the best measured run of each family.
+    """Returns a short table in Markdown: the best published and the best measured run of each family, on both splits.
 
-    The best published run is that with the highest published test accuracy. The best measured run is chosen by
-    validation accuracy among the family's runs of the catalogue on the largest test set; runs with random weights are
-    left out.
+    The best published run is that with the highest published test accuracy. The best measured run has the highest
+    validation accuracy on the grouped split, among first repetitions of the catalogue's experiments.
     """
-    table = published_and_measured(settings)
-    published = table.loc[table.groupby("family", sort=False).accuracy.idxmax()].set_index("family")
-    measured = _best_measured(settings).reindex(published.index)
-    columns = {
-        "family": published.index,
-        "best published run": "`" + published.model_id + "`",
-        "published": published.accuracy.map("{:.3f}".format),
-        "best measured run": "`" + measured.model_id + "`",
-        "measured": measured.accuracy.map("{:.3f}".format),
-        "95 % interval": _interval(measured),
-        "test images": measured.n_test.map("{:,.0f}".format),
-        "measured on": measured.dataset,
-    }
-    return _markdown(pd.DataFrame(columns))
-
-
-def _best_measured(settings: Settings) -> pd.DataFrame:
-    """Returns the row of `results.csv` with the best validation accuracy of each family, indexed by family."""
     families = {one.key: one.model.backbone if isinstance(one.model, Transfer) else CNN_FAMILY for one in CATALOGUE}
-    columns = ["family", "model_id", "accuracy", "accuracy_low", "accuracy_high", "n_test", "dataset"]
-    if not settings.results.exists():
-        return pd.DataFrame(columns=columns).set_index("family")
-    rows = results_table(settings)  # best validation accuracy first
-    rows["family"] = [families.get(RunKey(*key)) for key in zip(*(rows[name] for name in RunKey._fields), strict=True)]
-    is_candidate = rows.family.notna() & rows.acc_val.notna() & rows.image_size.eq(settings.image_size)
-    rows = rows[is_candidate & rows.weights.ne("random")]
-    rows = rows[rows.n_test == rows.groupby("family").n_test.transform("max")]
-    return rows.drop_duplicates("family")[columns].set_index("family")
+    rows, table = study_rows(settings), published_and_measured(settings)
+    rows["key"] = [RunKey(*values) for values in zip(*(rows[name] for name in KEY), strict=True)]
+    candidates = rows[rows.split.eq("grouped") & rows.repetition.eq(1) & rows.acc_val.notna()]
+    published, accuracies = table.set_index(KEY).accuracy.map("{:.3f}".format), _accuracies(rows)
+    lines = []
+    for family, runs in table.groupby("family", sort=False):
+        best = {RunKey(*runs.loc[runs.accuracy.idxmax(), KEY]): "published"}
+        for key in candidates.key[candidates.key.map(families.get) == family].head(1):  # best validation first
+            best[key] = "published and measured" if key in best else "measured"
+        for key, words in best.items():
+            line = {"family": family, "run": f"`{key.model_id}`", "best": words, "published": published.get(key)}
+            lines.append(line | {f"{split} split": accuracies[split].get(key, "not measured") for split in SPLITS})
+    return f"{_markdown(pd.DataFrame(lines))}\n\n{data_sentence(settings)}"
 
 
-def _interval(table: pd.DataFrame) -> pd.Series:
-    """Returns the 95 % interval of the measured accuracy in words; missing where nothing was measured."""
-    words = table.accuracy_low.map("{:.3f}".format) + " to " + table.accuracy_high.map("{:.3f}".format)
-    return words.where(table.accuracy_low.notna())
+def data_sentence(settings: Settings) -> str:
+    """Returns on which data the rows that count were measured, in words."""
+    rows = study_rows(settings)
+    if rows.empty:
+        return "Nothing is measured yet."
+    shares = " and ".join(sorted(rows.data_share.unique()))
+    sizes = rows.groupby("split").n_test.unique().map(lambda counts: " or ".join(f"{n:,}" for n in sorted(counts)))
+    parts = ", ".join(f"{count} test images on the {split} split" for split, count in sizes.items())
+    return f"Measured on {shares} images of Animals-10: {parts}."
+
+
+def _accuracies(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns the test accuracies with their intervals in words, by key; one column per split."""
+    texts = rows.accuracy.map("{:.3f}".format).astype("str") + _interval(rows, "accuracy")
+    return (
+        rows.assign(text=texts)
+        .pivot(index=KEY, columns="split", values="text")
+        .reindex(columns=[*SPLITS])
+        .fillna("not measured")
+    )
+
+
+def _interval(table: pd.DataFrame, name: str) -> pd.Series:
+    """Returns the 95 % interval of a column in words."""
+    low, high = (table[f"{name}_{end}"].map("{:.3f}".format).astype("str") for end in ("low", "high"))
+    return " (" + low + " to " + high + ")"
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    table = table.astype("str").replace({"nan": "–", "<NA>": "–"}).fillna("–")
+    table = table.astype("str").replace({"nan": "–", "<NA>": "–", "None": "–"}).fillna("–")
     return table.to_markdown(index=False, disable_numparse=True)
 
 

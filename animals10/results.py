@@ -136,28 +136,35 @@ def published_runs(settings: Settings) -> pd.DataFrame:
     return published
 
 
-def published_table(settings: Settings) -> pd.DataFrame:
+def published_table(settings: Settings, measured: pd.DataFrame | None = None) -> pd.DataFrame:
     """Joins the published runs of the workspace's image size with the latest measured run of each.
+
+    Args:
+        settings: The settings.
+        measured: The rows of `results_table` to choose from; None for all.
 
     Returns:
         One row per published run, in the order of publication: the columns of `data/published-results.csv`, and those
         of `results_table`, with the suffix `_measured` where both have them; then `difference` (measured minus
         published accuracy) with its 95 % interval, `difference_low` and `difference_high` (see `newcombe_interval`),
         and `agreement`: `not significantly different`, `significantly higher` or `significantly lower`, at a level of
-        0.05 divided by the number of runs compared (Bonferroni). Only runs on Animals-10 with trained weights and
-        without a cap on epochs are compared; for others it says why not. Where a run was measured on both splits, the
-        one on the published split counts.
+        0.05 divided by the number of runs compared (Bonferroni). Only trained runs on Animals-10, without random
+        weights and without a cap on epochs, are compared; for others it says why not. Where there are several runs,
+        such runs count first, and of these the one on the published split.
     """
     published, key = published_runs(settings).query(f"image_size == {settings.image_size}"), list(PUBLISHED_KEY)
     none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "significance", *EFFICIENCY])
-    measured = results_table(settings) if settings.results.exists() else none
-    preferred = measured.assign(capped=measured.epochs_cap.notna(), own=measured.split != "published")
-    preferred = preferred.sort_values(["capped", "own", "time"], ascending=[False, False, True])
-    measured = preferred.drop_duplicates(key, keep="last").drop(columns=["capped", "own"])
+    if measured is None:
+        measured = results_table(settings) if settings.results.exists() else none
+    order = {"capped": measured.epochs_cap.notna(), "untrained": measured.weights == "random"}
+    order |= {"elsewhere": measured.dataset != "animals10", "own": measured.split != "published"}
+    preferred = measured.assign(**order).sort_values([*order, "time"], ascending=[False] * len(order) + [True])
+    measured = preferred.drop_duplicates(key, keep="last").drop(columns=[*order])
     table = published.merge(measured, how="left", on=key, suffixes=("", "_measured"))
     table["difference"] = table.accuracy_measured - table.accuracy
     table[["difference_low", "difference_high", "agreement"]] = np.nan, np.nan, ""
     table.loc[table.epochs_cap.notna(), "agreement"] = "not compared: maximum epochs capped"
+    table.loc[table.epochs == 0, "agreement"] = "not compared: evaluated without training"
     table.loc[table.weights == "random", "agreement"] = "not compared: random weights"
     elsewhere = table.dataset.ne("animals10")
     table.loc[elsewhere, "agreement"] = "not compared: measured on " + table.dataset[elsewhere].astype("str")

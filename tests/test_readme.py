@@ -111,33 +111,41 @@ def test_the_figure_shows_what_the_tables_hold():
     assert readme.values_in(figure) == readme.drawn_values(table), "run `make readme`"
 
 
-def test_the_best_of_each_family_is_chosen_by_validation_accuracy(tmp_path):
+def test_tables_show_the_best_of_each_family_and_never_what_may_not_be_compared(tmp_path):
     own = aux.Settings(root=tmp_path, raw=tmp_path)
-    row = dict.fromkeys(RESULT_COLUMNS, 1) | {
-        "image_size": 224,
-        "dataset": "animals10",
-        "time": "2026-01-01",
-        "n_test": 2618,
-    }
-    row |= {"accuracy_low": 0.25, "accuracy_high": 0.75, "weights": "imagenet"}
-    ids = ["mobnet2_small", "mobnet2_best", "mobnet2_3dense", "resnet2_small", "effnet2S_small", "mine"]
+    row = dict.fromkeys(RESULT_COLUMNS, 1) | {"image_size": 224, "dataset": "animals10", "split": "grouped"}
+    row |= {"accuracy_low": 0.25, "accuracy_high": 0.75, "weights": "imagenet", "epochs_cap": None, "n_test": 2577}
+    row |= {"data_share": "25,949 of 26,179"}
     rows = []
-    for id, acc_val, accuracy in zip(ids, (0.9, 0.95, 0.99, 0.9, 0.9, 1), (0.99, 0.9640, 0.5, 0.8, 0.7, 1)):
-        learning_rate, epochs = aux.find_experiment(id).key[1:3] if id != "mine" else (1, 1)
-        rows.append(row | {"model_id": id, "run_id": id, "learning_rate": learning_rate, "epochs": epochs})
-        rows[-1] |= {"acc_val": acc_val, "accuracy": accuracy}
-    rows[2] |= {"n_test": 33, "dataset": "mini"}  # fewer test images than the others have
-    rows[3] |= {"weights": "random"}
+
+    def add(id, accuracy, acc_val, **changes):
+        learning_rate, epochs = aux.find_experiment(id, repetition=1).key[1:3] if id != "mine" else (1, 1)
+        named = {"model_id": id, "run_id": len(rows), "time": f"2026-01-{10 + len(rows)}"}
+        values = {"learning_rate": learning_rate, "epochs": epochs, "accuracy": accuracy, "acc_val": acc_val}
+        rows.append(row | named | values | changes)
+
+    add("mobnet2_small", 0.99, acc_val=0.90)
+    add("mobnet2_best", 0.5, acc_val=0.95)
+    add("mobnet2_best", 0.964, acc_val=0.95)  # trained again: the latest counts
+    add("mobnet2_best", 0.97, acc_val=0.96, split="published", n_test=2595)
+    add("mobnet2_best", 0.962, acc_val=0.99, repetition=2)
+    add("mine", 1, acc_val=1)
+    left_out = ({"dataset": "mini", "n_test": 33}, {"weights": "random"}, {"epochs_cap": 1}, {"image_size": 200})
+    for changes in left_out:
+        add("mobnet2_3dense", 0.123, acc_val=0.99, **changes)
+        add("resnet2_small", 0.123, acc_val=0.99, **changes)
     aux.write_table(pd.DataFrame(rows), own.results)
-    lines = readme.best_of_families(own).splitlines()
-    assert len(lines) == 2 + 4
-    mobilenet = next(line for line in lines if "MobileNetV2" in line)
-    assert "`mobnet2_dense256_finetune`" in mobilenet and "0.966" in mobilenet  # published
-    assert "`mobnet2_best`" in mobilenet and "0.964" in mobilenet and "0.250 to 0.750" in mobilenet
-    assert "2,618" in mobilenet and "animals10" in mobilenet
-    assert "–" in next(line for line in lines if "ResNet50V2" in line)
-    assert "`effnet2S_small`" in next(line for line in lines if "EfficientNetV2S" in line)
-    assert "–" in next(line for line in lines if "CNN" in line) and "mine" not in "".join(lines)
+    text = readme.best_of_families(own)
+    lines = text.splitlines()
+    assert len(lines) == 2 + 5 + 2 and "0.123" not in text and "mine" not in text
+    published, measured = (line for line in lines if "MobileNetV2" in line)
+    assert "`mobnet2_dense256_finetune`" in published and "0.966" in published and published.count("not measured") == 2
+    assert "`mobnet2_best`" in measured and "0.964 (0.250 to 0.750)" in measured and "0.970 (" in measured
+    assert "not measured" in next(line for line in lines if "EfficientNetV2S" in line)
+    assert "25,949 of 26,179 images" in lines[-1] and "2,577 test images on the grouped split" in lines[-1]
+    assert "0.123" not in readme.all_runs(own) and "0.990 (" in readme.all_runs(own)
+    spread = next(line for line in readme.repeated_runs(own).splitlines() if "mobnet2_best" in line)
+    assert "0.9640, 0.9620" in spread and "0.9630" in spread and "0.0014" in spread
 
 
 def test_a_page_without_its_marks_is_one_clear_line(tmp_path):
