@@ -20,8 +20,8 @@ RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 	$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(wordlist 2,3,$(NOTEBOOKS)) tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data rebuild test test-all stress lint notebooks sample readme report lock clean clean-cache bench \
-	verify efficiency extras classify demo recipes export audit missing adopt
+.PHONY: help run full data rebuild test test-all stress lint notebooks sample readme report site lock clean clean-cache \
+	bench verify efficiency extras classify demo recipes export audit missing adopt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ readme: $(READY) ## write the figure and tables of README.md and docs/results.md
 
 report: $(READY) ## write build/report/report.html of all stored runs: ROOT=; WITH_IMAGES=1 embeds misclassified images
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/report.py $(if $(WITH_IMAGES),--with-images)
+
+site: $(READY) ## write build/site/: report, notebooks with their stored outputs, and documentation, as linked pages
+	@$(BIN)/python scripts/website.py
 
 efficiency: $(READY) ## measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/measure_efficiency.py

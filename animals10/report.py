@@ -1,8 +1,8 @@
 """The report page: all stored runs as a table, as charts, and each in a view of its own.
 
 The page contains all that it needs, libraries included, and requests nothing from the network. It is made from
-`results.csv` and the folders in `models/`; nothing is trained or predicted. To add a column to its table, edit the
-template `report.html.j2`; the views show all fields of `results.ResultRow`.
+`results.csv` and the folders in `models/` and `study/` alone; nothing is trained or predicted. To add a column to its
+table, edit the template `report.html.j2`; the views show all fields of `results.ResultRow`.
 """
 
 import base64
@@ -32,19 +32,28 @@ from animals10.report_charts import (
     position,
 )
 from animals10.results import PUBLISHED_KEY, RESULT_COLUMNS, ResultRow, published_table, results_table
-from animals10.runs import EFFICIENCY, Run, run_labels, run_of_row
+from animals10.runs import EFFICIENCY, STUDY, Run, run_labels, run_of_row
 from animals10.settings import Settings
 
 REPORT = REPOSITORY / "build" / "report" / "report.html"
 MAX_ERRORS = 12  # misclassified images that a run's view lists
+SPLITS = {
+    "grouped": "near-duplicates are in the same part",
+    "published": "each image is drawn on its own, as the original study did",
+    "own": "its tables were made by hand",
+}
+# Backbones that the runs in `study/` lack, and why.
+UNAVAILABLE = dict.fromkeys(("ResNet50V2", "EfficientNetV2S"), "their ImageNet weights could not be had")
 
 # The fields of a run's view by heading; all others of `ResultRow` are listed under Training.
 NETWORK = "weights params trainable_params image_size".split()
-RESULTS = """accuracy accuracy_low accuracy_high precision recall f1_score acc_train acc_val n_test dataset
-    significance""".split()
+RESULTS = """accuracy accuracy_low accuracy_high precision recall f1_score acc_train acc_val n_test dataset data_share
+    split significance""".split()
 ORIGIN = "time run_id device peak_memory_mb tensorflow keras commit data_sha256".split()
 TRAINING = [name for name in RESULT_COLUMNS if name not in {*NETWORK, *RESULTS, *ORIGIN, "model_id"}]
 PUBLISHED = "accuracy precision recall f1_score acc_train acc_val params trainable_params time".split()
+FILTERS = ("notebook", "backbone", "dataset", "split")
+SHOWN = "learning_rate epochs dataset split".split()  # what tells runs apart and has a column in the page's table
 PUBLISHED_SPECIFICATION = (*PUBLISHED_KEY, *"class_balance backbone filters pool_sizes dense_units dropout".split())
 
 # Titles and formats: those of the columns of results.csv, and of what else a view shows.
@@ -77,8 +86,13 @@ def write_report(settings: Settings, path: Path = REPORT, with_images: bool = Fa
     print(f"{display_path(path.resolve())}: {len(page.encode('utf-8', 'replace')) / 1e6:.1f} MB")
 
 
-def render(settings: Settings, with_images: bool = False) -> str:
+def render(settings: Settings, with_images: bool = False, home: str = "") -> str:
     """Returns the page as HTML.
+
+    Args:
+        settings: The settings; their workspace holds the runs.
+        with_images: Whether to embed small copies of misclassified test images.
+        home: The address of the page to return to, where the report is part of a site.
 
     Raises:
         UserError: There are no results, or one cannot be read.
@@ -97,27 +111,38 @@ def render(settings: Settings, with_images: bool = False) -> str:
     names = {"run": "label", "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     names |= {name: name for name in ("id", "backbone", "setting", *costs)}
     points = [{"href": f"#{row['id']}"} | {new: row[old] for new, old in names.items()} for row in measured]
+    groups = _groups(table)
     bundle = Path(itables.__file__).parent / "html"
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    options: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment.get_template("report.html.j2").render(
+    return load_template("report.html.j2").render(
         rows=rows,
         measured=measured,
-        groups=_groups(table),
+        groups=groups,
+        data=list(dict.fromkeys(_data(group) for group in groups)),
+        splits=SPLITS,
+        study=(settings.root / STUDY).is_dir(),
+        unavailable=_unavailable(settings, rows),
+        is_compared=bool(table.agreement.str.contains("significantly").any()),
+        largest=groups[0]["dataset"] if groups else "",
         costs={name: COSTS[name] for name in costs},
         charts={name: chart.to_dict() for name, chart in charts.items()},
         points=points,
-        filters={
-            name: sorted({row[name] or "" for row in rows} - {""}) for name in ("notebook", "backbone", "dataset")
-        },
+        filters={name: sorted({row[name] or "" for row in rows} - {""}) for name in FILTERS},
         titles=TITLES,
+        home=home,
         root="" if settings.root == REPOSITORY else display_path(settings.root),
         vega=vl_convert.javascript_bundle(vl_version=VEGA_LITE),  # type: ignore[call-arg]  # its stub requires more
         tables=base64.b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
         tables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
     )
+
+
+def load_template(name: str) -> jinja2.Template:
+    """Returns a template of this package. Values that it puts into a page are escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    options: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **options)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return environment.get_template(name)
 
 
 # ── The table ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -128,8 +153,9 @@ def collect(settings: Settings) -> pd.DataFrame:
 
     Returns:
         The columns of `results_table`, those of `data/published-results.csv` with the suffix `_published`, and
-        `agreement`, `measured` (whether there is a run), `setting` (data set and weights, within which runs can be
-        compared), `notebook`, `backbone`, `label` (unique) and `id`, which names the row in the page. Runs that are
+        `agreement`, `measured` (whether there is a run), `setting` (data set, share of Animals-10, split, and whether
+        weights are random: runs of one setting can be compared), `notebook`, `backbone`, `label` (unique),
+        `short_label` (what the columns `SHOWN` do not tell) and `id`, which names the row in the page. Runs that are
         not measured come last.
 
     Raises:
@@ -151,20 +177,49 @@ def collect(settings: Settings) -> pd.DataFrame:
     table["measured"] = table.run_id.notna()
     order = ["measured", "acc_val", "acc_val_published"]
     table = table.sort_values(order, ascending=False, kind="stable", na_position="last", ignore_index=True)
-    table["label"] = run_labels(table)
+    table["label"] = table["short_label"] = run_labels(table)
+    for _, rows in table.groupby(SHOWN, dropna=False):
+        table.loc[rows.index, "short_label"] = run_labels(rows)
+    table["label"] += [f", capped at {cap:.0f} epochs" if pd.notna(cap) else "" for cap in table.epochs_cap]
     table["id"] = table.run_id.where(table.measured, "published-" + table.index.astype(str))
-    random = table.weights.eq("random").map({True: ", random weights", False: ""})
-    table["setting"] = (table.dataset + random).where(table.measured, "not measured")
+    table["setting"] = [_setting(row) if row["measured"] else "not measured" for row in table.to_dict("records")]
     return table
 
 
+def _data(row: Mapping[str, Any]) -> str:
+    """Returns a run's data set, and how much of Animals-10 it is, in words."""
+    share = text(row["data_share"])
+    return (text(row["dataset"]) or "unnamed data") + (f" ({share} files)" if share else "")
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    """Returns in words what two runs must share to be compared."""
+    split = text(row["split"]) and f", {row['split']} split"
+    return _data(row) + split + (", random weights" if row["weights"] == "random" else "")
+
+
 def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Returns for each setting its number of runs, and the row with the highest validation accuracy."""
-    measured = table[table.measured]
-    best = measured.drop_duplicates("setting").set_index("setting")  # the table is sorted
-    best = best.astype(object).where(best.notna(), None)
-    counts = measured.setting.value_counts()
-    return [best.loc[setting].to_dict() | {"setting": setting, "runs": int(n)} for setting, n in counts.items()]
+    """Returns for each setting its number of runs, and the row with the highest validation accuracy.
+
+    The data set with the most test images comes first, and the setting with the most runs within it.
+    """
+    measured = table[table.measured].assign(runs=lambda rows: rows.groupby("setting").setting.transform("size"))
+    best = measured.drop_duplicates("setting")  # the table is sorted
+    images = best.groupby("dataset").n_test.transform("max")
+    best = best.assign(images=images).sort_values(["images", "dataset", "runs"], ascending=False, kind="stable")
+    return best.astype(object).where(best.notna(), None).to_dict("records")
+
+
+def _unavailable(settings: Settings, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Returns the backbones that were published and that the runs in `study/` lack, by the reason."""
+    if not (settings.root / STUDY).is_dir():
+        return {}
+    published, measured = ({row["backbone"] for row in rows if row["measured"] == known} for known in (False, True))
+    found: dict[str, list[str]] = {}
+    for backbone, reason in UNAVAILABLE.items():
+        if backbone in published - measured:
+            found.setdefault(reason, []).append(backbone)
+    return found
 
 
 def _origin(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -221,6 +276,8 @@ def run_details(settings: Settings, row: Mapping[str, Any], with_images: bool) -
             reason = f"{type(error).__name__}: {one_line(error)}"
             where = display_path(run.file("run.json").parent)
             raise UserError(f"{where} cannot be read ({reason}): move it away.") from None
+    if row["epochs_cap"]:
+        found["notes"].append(f"Its maximum epochs were capped at {row['epochs_cap']:.0f}: it is a trial.")
     if row["epochs_run"] == 0:
         found["notes"].append("It was evaluated without training.")
     return found | {"facts": _facts(row, spec)}

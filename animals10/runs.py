@@ -147,7 +147,8 @@ class Runs(Sequence[Run]):
 
 # What tells runs of one id apart, in the order in which it is used, and its words.
 _DIFFERENCES = {"epochs": "{} epochs", "learning_rate": "learning rate {:g}", "repetition": "repetition {}"}
-_DIFFERENCES |= {"image_size": "{} pixels", "weights": "weights {}", "dataset": "{}", "run_id": "{}"}
+_DIFFERENCES |= {"image_size": "{} pixels", "weights": "weights {}", "dataset": "{}", "split": "{} split"}
+_DIFFERENCES |= {"run_id": "{}"}
 
 
 def run_labels(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[str]:

@@ -1,5 +1,7 @@
 import json
+import re
 
+import pandas as pd
 import pytest
 import vl_convert
 from selenium.webdriver.common.by import By
@@ -9,7 +11,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
 from animals10.csv_append import append_row
-from animals10.report import collect, render
+from animals10.report import collect, render, run_details
 from animals10.report_charts import VEGA_LITE, at_least_a_decade, cost_chart, looks_of
 from animals10.results import RESULT_COLUMNS
 from animals10.runs import EFFICIENCY
@@ -45,7 +47,12 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     wait.until(lambda _: find("html[data-ready]"))
     assert browser.title == "Animals-10: runs and results" and find("html[lang=en]") and find("#runs caption")
 
-    # Measured runs by validation accuracy, whatever their test accuracy; a filter hides those that are not measured.
+    # Measured runs by validation accuracy, whatever their test accuracy; filters hide those that are not measured, and
+    # other data than the largest test set's (or, of two that are equal, the one with more runs).
+    choice = Select(find("#filter-dataset")[0])
+    assert [option.text for option in choice.options] == ["all", "other", "raw"]
+    assert choice.first_selected_option.text == "raw" and set(runs()) == {"conv4dense2", "own"}
+    choice.select_by_visible_text("all")
     assert set(runs()[:2]) == {"conv4dense2", "own"} and runs()[2:] == ["gone"]
     assert find("#runs thead th:nth-child(2)[aria-sort=descending]")
     row = next(row for row in find("#runs tbody tr") if row.text.startswith("conv4dense2"))
@@ -66,17 +73,14 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     browser.execute_script("document.getElementById('costs').scrollIntoView()")
     points = "#costs .chart[data-chart=params] .layer_3_marks path"
     wait.until(lambda _: len(find(points)) == 3)
-    choice = Select(find("#filter-dataset")[0])
-    assert [option.text for option in choice.options] == ["all", "other", "raw"]
     choice.select_by_visible_text("other")
     assert runs() == ["gone"]
     wait.until(lambda _: len(find(points)) == 1)
-    choice.select_by_visible_text("all")
     Select(find("#filter-measured")[0]).select_by_visible_text("all")
     Select(find("#filter-notebook")[0]).select_by_visible_text("03")
     Select(find("#filter-backbone")[0]).select_by_visible_text("ResNet50V2")
-    assert runs() and all(name.startswith("resnet") for name in runs())
-    for name in ("notebook", "backbone"):  # and back
+    assert runs() and all(name.startswith("resnet") for name in runs())  # not measured, so on no data set
+    for name in ("notebook", "backbone", "dataset"):  # and back
         Select(find(f"#filter-{name}")[0]).select_by_visible_text("all")
 
     # A run opens, shows all that is stored, and closes.
@@ -159,6 +163,60 @@ def test_the_best_run_is_chosen_by_validation(tmp_path, row):
     assert list(table[4:].acc_val_published.dropna()) == sorted(table.acc_val_published.dropna(), reverse=True)
     page = " ".join(render(settings).split())
     assert '<a href="#b">own_b</a> has the highest validation accuracy, 0.800, and a test accuracy of 0.500' in page
+
+
+def test_a_run_in_study_is_shown_without_model_and_images(tmp_path, row):
+    settings, folder = aux.Settings(root=tmp_path, raw=tmp_path), tmp_path / "study" / "own-a"
+    folder.mkdir(parents=True)
+    spec = {"model": {"type": "CNN", "filters": [8, 4]}, "training": {}, "settings": {}}
+    (folder / "run.json").write_text(json.dumps({"spec": spec, "row": row, "class_names": ["cat", "cow"]}))
+    epochs = {name: [0.5, 0.25] for name in ("accuracy", "loss", "val_accuracy", "val_loss")}
+    aux.write_table(pd.DataFrame({"epoch": [1, 2]} | epochs), folder / "history.csv")
+    images = {"relpath": ["cat/1.jpg", "cow/2.jpg"], "category": ["cat", "cow"], "predicted": ["cat", "cat"]}
+    images |= {"confidence": [0.75, 0.625]}
+    pd.DataFrame(images).to_csv(folder / "predictions.csv.gz", index=False)
+    found = run_details(settings, row | {"measured": True}, with_images=True)
+    assert found["notes"] == [] and found["facts"]["Network"]["filters"] == "8 4"
+    assert [epoch["loss"] for epoch in found["history"]] == [0.5, 0.25]
+    assert [(one["relpath"], one["image"]) for one in found["errors"]] == [("cow/2.jpg", "")]
+    assert [(cell["truth"], cell["predicted"], cell["count"]) for cell in found["matrix"]][:2] == [
+        ("cat", "cat", 1),
+        ("cow", "cat", 1),
+    ]
+    assert found["report"][0] | {"precision": 0.5, "recall": 1} == found["report"][0]
+
+
+def test_data_set_split_and_cap_tell_runs_apart(tmp_path, row):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    row |= {"model_id": "mobnet2_small", "weights": "a", "data_share": "25,949 of 26,179"}
+    row |= {"learning_rate": 7e-4, "epochs": 15, "repetition": 1}
+    found = {"a": {}, "b": {"split": "published", "acc_val": 0.5}, "c": {"repetition": 2, "epochs_cap": 3}}
+    found |= {"d": {"dataset": "mini", "data_share": "330 of 26,179", "n_test": 33}, "e": {"weights": "random"}}
+    for run_id, values in found.items():
+        append_row(settings.results, row | {"run_id": run_id} | values, RESULT_COLUMNS)
+    table = collect(settings)
+    table = table[table.measured].set_index("run_id")
+    full = "animals10 (25,949 of 26,179 files), "
+    small = "mini (330 of 26,179 files), grouped split"
+    expected = {"a": f"{full}grouped split", "b": f"{full}published split", "c": f"{full}grouped split", "d": small}
+    assert table.setting.to_dict() == expected | {"e": f"{full}grouped split, random weights"}
+    assert table.label["a"] == "mobnet2_small, repetition 1, weights a, animals10, grouped split"
+    assert table.label["b"] == "mobnet2_small, repetition 1, weights a, animals10, published split"
+    assert table.label["c"] == "mobnet2_small, repetition 2, capped at 3 epochs"
+    assert table.short_label["b"] == "mobnet2_small" and table.short_label["c"] == "mobnet2_small, repetition 2"
+    page = render(settings)
+    assert "<option selected>animals10</option>" in page and '<span class="tag">capped at 3</span>' in page
+    assert "on 2,597 test images of animals10 (25,949 of 26,179 files), published split" in page
+    assert re.findall("<li><b>(.*?)</b>: (.) run", page)[0] == (f"{full}grouped split", "2")
+
+
+def test_what_the_study_lacks_is_said_with_its_reason(tmp_path, row):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    append_row(settings.results, row, RESULT_COLUMNS)
+    reason = "not measured: their ImageNet weights could not be had"
+    assert reason not in render(settings)  # nobody's own runs
+    (tmp_path / "study").mkdir()
+    assert f"ResNet50V2 and EfficientNetV2S are {reason}" in render(settings)
 
 
 def test_efficiency_is_shown_once_it_was_measured(tmp_path, row):
