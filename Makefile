@@ -4,27 +4,27 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 EXTRAS := .venv/extras
-NOTEBOOKS := 01-preprocessing.ipynb 02-CNN-modeltraining.ipynb 03-transfer-learning.ipynb
+FIRST := tests/notebooks/01-preprocessing.ipynb
 NBVAL := --nbval-lax --nbval-cell-timeout=1200
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Each setting that is given to make reaches notebooks and scripts as ANIMALS10_<name>.
-SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS DETERMINISTIC TENSORBOARD
+SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS DETERMINISTIC TENSORBOARD PUBLISH
 ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
 
-# Notebook 01 makes the processed images that all the others read, so it runs first.
+# Notebook 01 makes the processed images that all the others read, so it runs first. Kernels start in tests/notebooks.
 RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
-	export ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace && \
-	$(BIN)/python -m pytest $(NBVAL) $(firstword $(NOTEBOOKS)) && \
-	$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(wordlist 2,3,$(NOTEBOOKS)) tests
+	export ANIMALS10_PROFILE=sample ANIMALS10_ROOT=$$workspace PYTHONPATH=$(CURDIR) && \
+	$(BIN)/python -m pytest $(NBVAL) $(FIRST) && \
+	$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadscope --no-loadscope-reorder tests --ignore=$(FIRST)
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data rebuild test test-all stress lint notebooks sample readme report site lock clean clean-cache \
-	bench verify efficiency extras classify demo recipes export audit missing adopt
+.PHONY: help run full data rebuild test test-all stress lint notebooks sample-notebooks sample readme report site lock \
+	clean clean-cache bench verify efficiency extras classify demo recipes export audit missing adopt
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(READY) ## run the three notebooks on the sample, in build/sample, and print the results
 	@ANIMALS10_PROFILE=sample $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
@@ -39,7 +39,7 @@ rebuild: $(READY) ## restore results.csv from the run.json of all finished runs:
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/rebuild_results.py
 
 test: export CUDA_VISIBLE_DEVICES := -1
-test: $(READY) ## run the fast tests, and compare the notebooks with their stored outputs (nbval)
+test: $(READY) ## run the fast tests, and compare the notebooks on the sample with tests/notebooks (nbval)
 	@$(RUN_TESTS) -m "not slow"
 
 test-all: export CUDA_VISIBLE_DEVICES := -1
@@ -52,9 +52,12 @@ stress: $(READY) ## stress test: thousands of bad files, concurrent writers of r
 lint: $(READY) ## check the style of code and notebooks (ruff) and the types of the package (mypy)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-notebooks: $(READY) ## run the notebooks on the sample and store their outputs in the repository
+notebooks: $(READY) ## run the notebooks without training, and store their outputs here without photographs: RAW= ROOT= …
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py --store published
+
+sample-notebooks: $(READY) ## run the notebooks on the sample, and store in tests/notebooks what nbval compares
 	@rm -rf build/notebooks
-	@ANIMALS10_PROFILE=sample ANIMALS10_ROOT=build/notebooks $(BIN)/python scripts/run_notebooks.py --store
+	@ANIMALS10_PROFILE=sample ANIMALS10_ROOT=build/notebooks $(BIN)/python scripts/run_notebooks.py --store checked
 
 readme: $(READY) ## write the figure and tables of README.md and docs/results.md from results.csv
 	@$(BIN)/python scripts/readme.py

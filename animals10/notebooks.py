@@ -1,16 +1,20 @@
-"""Execution of the notebooks as a whole, and the tables of results that follow."""
+"""Execution of the notebooks as a whole, the tables of results that follow, and what is stored of the outputs."""
 
 import base64
 import difflib
 import io
+import json
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import nbformat
 import numpy as np
 import papermill
+from numpy.lib.stride_tricks import sliding_window_view
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image, ImageChops
 
@@ -21,6 +25,8 @@ from animals10.results import published_table, results_table
 from animals10.settings import NOTEBOOKS, Settings
 
 TYPO_RATIO = 0.8  # from this similarity to an id of the catalogue on, an unknown id is taken for a typing error
+CHECKED = REPOSITORY / "tests" / "notebooks"  # what nbval executes: code cells, and the outputs that it compares
+CHECK = "# NBVAL_CHECK_OUTPUT"  # nbval's mark of a cell whose outputs it compares
 COLOUR_TOLERANCE = 4  # largest change of a colour value (0 to 255) in a compressed figure: it cannot be seen
 
 # Columns that are printed, and their titles.
@@ -30,17 +36,20 @@ _COLUMNS |= {"accuracy_low": "low", "accuracy_high": "high", "epochs_run": "epoc
 _COLUMNS |= {"weights": "weights", "significance": "significance", "agreement": "agreement"}
 
 
-def run_notebooks(settings: Settings, store_outputs: bool = False) -> None:
+def run_notebooks(settings: Settings, store: Literal["published", "checked"] | None = None) -> None:
     """Executes the three notebooks in order and prints the results.
 
     The executed copies are written to the workspace.
 
     Args:
         settings: The settings; `root` and `raw` reach the notebooks through the environment, like all others.
-        store_outputs: Whether to store the outputs in the repository's notebooks as well, see `store_notebook`.
+        store: Where outputs are stored as well, after all three notebooks: `published` in the notebooks of the
+            repository, with the setting `publish` and by `store_published`; `checked` in `tests/notebooks`, by
+            `store_checked`.
 
     Raises:
-        UserError: `only` holds a typing error, or a cell fails; the message names notebook and cell.
+        UserError: `only` holds a typing error, a cell fails (the message names notebook and cell), or an output may
+            show a photograph and must not be published.
     """
     check_only(settings.only)
     # In the repository's own workspace, an executed copy must not replace the notebook.
@@ -48,6 +57,8 @@ def run_notebooks(settings: Settings, store_outputs: bool = False) -> None:
     with user_facing_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(ANIMALS10_ROOT=str(settings.root), ANIMALS10_RAW=str(settings.raw))
+    if store == "published":
+        os.environ["ANIMALS10_PUBLISH"] = "1"
     if is_unattended():  # the kernels of the notebooks cannot tell
         os.environ["TQDM_DISABLE"] = "1"
     for number, name in enumerate(NOTEBOOKS, start=1):
@@ -60,8 +71,12 @@ def run_notebooks(settings: Settings, store_outputs: bool = False) -> None:
         except PapermillExecutionError as error:
             cell = f"{name}, cell {error.cell_index + 1} (In [{error.exec_count}])"
             raise UserError(f"{cell}: {error.ename}: {error.evalue}") from None
-        if store_outputs:
-            store_notebook(target, REPOSITORY / name)
+    for name in NOTEBOOKS if store else ():
+        if store == "published":
+            private = [settings.root, settings.raw, Path(settings.weights)]
+            store_published(folder / name, REPOSITORY / name, [path for path in private if path.is_absolute()])
+        else:
+            store_checked(folder / name, CHECKED / name)
     print_results(settings)
     if settings.profile == "sample":
         print("\nThe sample: drawings and backbones with random weights. The metrics only show that everything works.")
@@ -116,11 +131,44 @@ def print_results(settings: Settings) -> None:
 # ── Stored outputs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def store_notebook(executed: Path, target: Path) -> None:
+def store_published(executed: Path, target: Path, private: Iterable[Path] = ()) -> None:
     """Writes an executed notebook to `target`, without outputs and metadata that change from run to run.
 
     These are progress bars, execution times and the kernel's version. Figures are compressed.
+
+    Args:
+        executed: The executed notebook.
+        target: The file to write.
+        private: Folders of this machine. Of their paths only the last part is published, as in `…/raw-img`.
+
+    Raises:
+        UserError: An output may show a photograph, see `possible_photographs`.
     """
+    notebook = _without_noise(executed)
+    compress_figures(notebook)
+    for cell in notebook.cells:
+        text = json.dumps(cell.get("outputs", []), ensure_ascii=False)
+        for path in sorted(private, key=lambda path: -len(path.parts)):  # a folder before those that it lies in
+            text = text.replace(str(path), f"…/{path.name}")
+        if cell.cell_type == "code":
+            cell.outputs = nbformat.from_dict(json.loads(text))
+    if found := possible_photographs(notebook):
+        raise UserError(f"{display_path(executed)} must not be published: {'; '.join(found)}.")
+    nbformat.write(notebook, target)
+
+
+def store_checked(executed: Path, target: Path) -> None:
+    """Writes the code cells of an executed notebook to `target`, and the outputs that nbval compares."""
+    notebook = _without_noise(executed)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in notebook.cells:
+        cell.outputs = cell.outputs if CHECK in cell.source else []
+    target.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, target)
+
+
+def _without_noise(executed: Path) -> nbformat.NotebookNode:
+    """Returns a notebook without progress bars, execution times and the kernel's version."""
     notebook = nbformat.read(executed, as_version=4)
     for key in ("papermill", "language_info"):
         notebook.metadata.pop(key, None)
@@ -128,8 +176,7 @@ def store_notebook(executed: Path, target: Path) -> None:
         cell.metadata = {}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-    compress_figures(notebook)
-    nbformat.write(notebook, target)
+    return notebook
 
 
 def compress_figures(notebook: nbformat.NotebookNode) -> None:
@@ -157,3 +204,69 @@ def compress_png(png: bytes) -> bytes:
         chosen = palette if change <= COLOUR_TOLERANCE else rgb
         chosen.save(file, "PNG", optimize=True)
         return min(png, file.getvalue(), key=len)
+
+
+# ── Photographs in stored outputs ─────────────────────────────────────────────────────────────────────────────────────
+
+# HTML that shows or loads something else than text.
+NOT_TEXT = re.compile(r"<\s*(img|svg|canvas|picture|video|object|embed|iframe|script|link)\b|data:\w+/|url\s*\(", re.I)
+SQUARE, STEP = 16, 8  # pixels: edge of the squares of a figure that are looked at, and their distance
+MOST = 0.2  # share of a square above which a colour is its background
+ROUGHNESS = 1.5  # grey values (0 to 255) by which pixels differ from the mean of their neighbours
+
+
+def possible_photographs(notebook: nbformat.NotebookNode) -> list[str]:
+    """Looks for photographs in a notebook.
+
+    Text and tables are allowed, and PNG figures that `plots.show` made without photographs and that do not look like
+    one either.
+
+    Returns:
+        A line for each output or attachment that is something else.
+    """
+    found = []
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.get("attachments") or "data:image" in cell.source:
+            found.append(f"cell {number} has an image attached")
+        for output in cell.get("outputs", []):
+            for kind, content in output.get("data", {}).items():
+                if reason := _objection(kind, content, output.metadata):
+                    found.append(f"cell {number} {reason}")
+    return found
+
+
+def _objection(kind: str, content: str, metadata: dict) -> str:
+    """Says what is wrong with an output of the given MIME type; nothing if it is certain to show no photograph."""
+    if kind == "text/plain":
+        return ""
+    if kind == "text/html":
+        return "has HTML with more than text" if NOT_TEXT.search(content) else ""
+    if kind != "image/png":
+        return f"has an output of the type {kind}"
+    if metadata.get("image/png", {}).get("photographs") != "hidden":
+        return "has a figure that aux.show did not make with ANIMALS10_PUBLISH=1"
+    return "has a figure that looks like a photograph" if looks_like_photograph(base64.b64decode(content)) else ""
+
+
+def looks_like_photograph(png: bytes) -> bool:
+    """Tells whether a photograph seems to be in a figure, in colour or in grey, also beneath a heatmap.
+
+    A photograph has squares without a background colour whose pixels differ from their neighbours. Where charts have
+    fine detail, as in texts, it is on a background. Heatmaps have no background, but they are smooth.
+    """
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    colours, grey = pixels @ (65536, 256, 1), pixels.mean(axis=-1)
+    # How far each pixel is from the mean of its neighbours, horizontally and vertically.
+    bends = [np.abs(axis[1:-1] - (axis[:-2] + axis[2:]) / 2)[:, 1:-1] for axis in (grey, grey.T)]
+    is_rough = np.minimum(*(np.median(_squares(bend), axis=1) for bend in (bends[0], bends[1].T))) >= ROUGHNESS
+    ordered = np.sort(_squares(colours[1:-1, 1:-1])[is_rough], axis=1)
+    most = int(MOST * SQUARE**2)
+    has_background = (ordered[:, most:] == ordered[:, :-most]).any(axis=1)  # a colour has more than `most` pixels
+    return bool((~has_background).any())
+
+
+def _squares(values: np.ndarray) -> np.ndarray:
+    """Returns the squares of an image, one per row."""
+    windows = sliding_window_view(values, (SQUARE, SQUARE))[::STEP, ::STEP]
+    return windows.reshape(-1, SQUARE**2)

@@ -1,4 +1,7 @@
-"""Figures of runs: learning curves, confusion matrices, and the test accuracies of many runs side by side."""
+"""Figures of runs: learning curves, confusion matrices, and the test accuracies of many runs side by side.
+
+And what notebooks show of runs: `show_run` and `show_table`.
+"""
 
 import math
 import re
@@ -9,11 +12,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import display
+from pandas.io.formats.style import Styler
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from animals10.files import UserError
 from animals10.models import layer_table, load_model
-from animals10.plots import BLUE, GREY, ORANGE, STYLE, finish, message_figure, plot_errors, plot_grad_cam, show
+from animals10.plots import BLUE, GREY, NUMBERS, ORANGE, STYLE, finish, message_figure, plot_errors, plot_grad_cam, show
 from animals10.results import PUBLISHED_KEY
 from animals10.runs import Run, run_labels
 from animals10.settings import Settings
@@ -46,6 +50,34 @@ def show_run(run: Run, settings: Settings | None = None) -> None:
             show(plot(run, settings.data / "processed"))
         except UserError as error:  # a network without feature maps, say
             print(error)
+
+
+def show_table(
+    table: pd.DataFrame,
+    message: str = "None of these runs is trained here.",
+    formats: Mapping[str, str] | None = None,
+    precision: int = 3,
+    index: bool = False,
+) -> None:
+    """Shows a table in a notebook, or prints why there is none. Equal tables give equal outputs.
+
+    Args:
+        table: The table; missing values are shown as –.
+        message: What to print if it has no rows.
+        formats: Formats of columns, such as `{"params": "{:,}"}`.
+        precision: Decimals of all other numbers that are not whole.
+        index: Whether to show the index.
+    """
+    if table.empty:
+        print(message)
+        return
+    formats = dict(formats or {})
+    styled = Styler(table, uuid="table", cell_ids=False).format(formats, precision=precision, na_rep="–")
+    styled.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}])
+    html = styled.to_html() if index else styled.hide().to_html()
+    options: dict[str, Any] = {"formatters": {name: form.format for name, form in formats.items()}, "na_rep": "–"}
+    text = table.to_string(index=index, float_format=f"{{:.{precision}f}}".format, **options)
+    display({"text/html": html, "text/plain": text}, raw=True)
 
 
 # ── One run ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -100,8 +132,8 @@ def _draw_matrix(axis: plt.Axes, class_names: Sequence[str], predictions: pd.Dat
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     n = len(class_names)
     one_line, no_numbers = n > ONE_LINE_ABOVE, n > NO_NUMBERS_ABOVE
-    options: dict[str, Any] = {"ax": axis, "cmap": "Blues", "colorbar": one_line, "im_kw": {"vmin": 0, "vmax": 1}}
-    options |= {"xticks_rotation": 90, "include_values": not no_numbers}
+    options: dict[str, Any] = {"ax": axis, "cmap": "Blues", "colorbar": one_line, "xticks_rotation": 90}
+    options |= {"im_kw": {"vmin": 0, "vmax": 1, "gid": NUMBERS}, "include_values": not no_numbers}
     options |= {"text_kw": {"fontsize": 6.5 if one_line else 8}}
     drawn = ConfusionMatrixDisplay(shares, display_labels=class_names).plot(**options)
     for text, share, count in zip(drawn.text_.flat, shares.flat, counts.flat) if not no_numbers else ():
@@ -124,19 +156,20 @@ def plot_learning_curves(runs: Sequence[Run]) -> plt.Figure:
     """Draws the learning curves of runs as small multiples with shared axes.
 
     Each run has a panel for accuracy and, below it, one for loss: training and validation by epoch, with the best
-    epoch marked. At most three runs are side by side. Runs without an epoch are left out and named in a caption. The
+    epoch marked. At most three runs are side by side. Runs evaluated without training are named in a caption. The
     axis of the loss ends at twice the loss of chance, so that a run that diverged does not flatten all others.
 
     Args:
-        runs: The runs, in the order of the panels.
+        runs: The runs, in the order of the panels. Those that are not trained are left out.
     """
     trained = [run for run in runs if run.path]
     rows, histories = [run.row for run in trained], [run.history for run in trained]
     labels = run_labels(rows)
     drawn = [index for index, history in enumerate(histories) if len(history)]
-    notes = _left_out(runs, [label for label, history in zip(labels, histories, strict=True) if history.empty])
+    untrained = [label for label, history in zip(labels, histories, strict=True) if history.empty]
+    notes = [f"Not shown: {', '.join(untrained)}: evaluated without training."] if untrained else []
     if not drawn:
-        return message_figure(" ".join(notes) or "There are no runs to draw.")
+        return message_figure(" ".join(notes) or "There are no learning curves to show.")
     columns = math.ceil(len(drawn) / math.ceil(len(drawn) / 3))
     lines = math.ceil(len(drawn) / columns)
     width = {1: 4.8, 2: 7.2, 3: 9.5}[columns]
@@ -194,23 +227,6 @@ def _shared_limits(histories: Sequence[pd.DataFrame], n_classes: int) -> tuple[d
     return limits, is_cut
 
 
-def _left_out(runs: Sequence[Run], untrained: Sequence[str]) -> list[str]:
-    """Names the runs without learning curves, in one sentence per reason.
-
-    Args:
-        runs: All runs.
-        untrained: Labels of stored runs without an epoch.
-    """
-    reasons: dict[str, list[str]] = {}
-    for run in runs:
-        if run.path is None:
-            why = run.why.rstrip(".") or "no reason given"
-            reasons.setdefault(f"not trained here ({why})", []).append(run.model_id)
-    if untrained:
-        reasons["evaluated without training"] = list(untrained)
-    return [f"Not shown: {', '.join(names)}: {reason}." for reason, names in reasons.items()]
-
-
 def _wrap(text: str, width: int = 46) -> str:
     """Breaks a text into lines of at most `width` characters, after blanks, underscores and hyphens where possible."""
     lines = [""]
@@ -236,10 +252,11 @@ def plot_comparison(
         earlier: Runs that an earlier figure showed: they come first, in grey.
         limits: Of the accuracies that are drawn; a run beyond them is a number at the edge.
     """
-    earlier = [run for run in earlier if run.path and run not in runs]
-    runs = [*earlier, *(run for run in runs if run.path)]
-    if not runs:
+    trained = [run for run in runs if run.path]
+    if not trained:
         return message_figure("None of these runs is trained here.")
+    earlier = [run for run in earlier if run.path and run not in runs]
+    runs = [*earlier, *trained]
     records = [run.record for run in runs]
     table = pd.DataFrame([record["row"] for record in records])
     key = list(PUBLISHED_KEY)

@@ -15,13 +15,15 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 from matplotlib import font_manager
+from matplotlib.image import AxesImage, BboxImage, FigureImage
 
 from animals10.files import UserError
 from animals10.grad_cam import grad_cam
-from animals10.images import open_image, processed_pixels, to_rgb
+from animals10.images import open_image, processed_pixels, rejection_reason, to_rgb
 from animals10.inference import classify, probabilities_in_words
 from animals10.models import load_model
 from animals10.runs import Run
+from animals10.settings import hides_photographs
 
 # Okabe and Ito's colours, which can be told apart with any colour vision.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#767676"
@@ -35,17 +37,57 @@ STYLE: Any = plt.rc_context(
 )
 
 
+# The gid of what `imshow` draws if it is a matrix or a heatmap; any other image counts as a photograph.
+NUMBERS = "numbers"
+MESSAGE = "message"  # the gid of a figure that is a message
+HIDDEN = "Photographs are not published here: they appear when you run this notebook."
+
+
 def show(figure: plt.Figure, description: str = "") -> None:
     """Shows a figure in a notebook, with an alternative text for readers who cannot see it.
 
-    The text is stored where IPython keeps it; nbconvert's templates `classic` and `basic` put it into the page.
+    The text is stored where IPython keeps it; nbconvert's templates `classic` and `basic` put it into the page. A
+    figure that only says why there is nothing to draw is printed. With `ANIMALS10_PUBLISH`, photographs are replaced,
+    see `hide_photographs`, and the output's metadata say so.
 
     Args:
         figure: The figure.
         description: The alternative text; the figure's own if empty.
     """
-    display(figure, metadata={"image/png": {"alt": description or figure.get_label()}})
     plt.close(figure)  # a notebook would draw it again at the end of the cell
+    metadata = {"alt": description or figure.get_label()}
+    if figure.get_gid() == MESSAGE:
+        print(metadata["alt"])
+        return
+    if hides_photographs():
+        metadata["alt"] += f". {HIDDEN}" * hide_photographs(figure)
+        metadata["photographs"] = "hidden"
+    display(figure, metadata={"image/png": metadata})
+
+
+@STYLE
+def hide_photographs(figure: plt.Figure) -> bool:
+    """Replaces the images in a figure by flat grey areas, which bear the names of their files, and says so below them.
+
+    Matrices and heatmaps stay: images whose gid is `NUMBERS`. The name of a file is the image's label.
+
+    Returns:
+        Whether there were any.
+    """
+    images = figure.findobj(lambda artist: isinstance(artist, (AxesImage, BboxImage, FigureImage)))
+    photographs = [image for image in images if image.get_gid() != NUMBERS]
+    for image in photographs:
+        image.set_data(np.full((*image.get_size(), 3), 232, "uint8"))
+        axes = image.axes
+        if axes is None or any(other.get_gid() == NUMBERS for other in axes.images):  # beneath a heatmap
+            continue
+        label = image.get_label()
+        name = "image" if label.startswith("_child") else textwrap.fill(label, 20, break_on_hyphens=False)
+        place = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+        axes.text(0.5, 0.5, name, fontsize=7, color="#555555", **place)
+    if photographs:
+        figure.text(0.5, -0.01, HIDDEN, ha="center", va="top", fontsize=8, color=GREY)
+    return bool(photographs)
 
 
 def finish(figure: plt.Figure, description: str) -> plt.Figure:
@@ -62,6 +104,7 @@ def message_figure(text: str) -> plt.Figure:
     figure = plt.figure(figsize=(9, 0.4 + 0.2 * len(lines)))
     figure.add_axes((0, 0, 1, 1)).axis("off")  # IPython shows no figure without axes
     figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=11)
+    figure.set_gid(MESSAGE)
     return finish(figure, text)
 
 
@@ -72,7 +115,7 @@ def plot_images(
     """Draws images in a grid, each under its title.
 
     Args:
-        images: Paths of files, or whatever `imshow` takes.
+        images: Paths of image files of any format, or whatever `imshow` takes.
         titles: One per image.
         columns: Images per row.
         heading: Above all of them.
@@ -89,7 +132,8 @@ def plot_images(
         axis.axis("off")
     colours = colours or ["black"] * len(titles)
     for axis, image, title, colour in zip(axes.flat, images, titles, colours, strict=False):
-        axis.imshow(_read(image) if isinstance(image, Path) else image)
+        name = image.name if isinstance(image, Path) else ""
+        axis.imshow(_read(image) if isinstance(image, Path) else image, label=name)
         axis.set_title(title, fontsize=9, color=colour)
     figure.suptitle(heading)
     names = ", ".join(" ".join(title.split()) for title in titles)
@@ -97,11 +141,12 @@ def plot_images(
 
 
 def _read(path: Path) -> np.ndarray:
-    """Returns the pixels of a processed image."""
+    """Returns the pixels of an image file, as RGB."""
     try:
-        return plt.imread(path)
+        with open_image(path) as image:
+            return np.asarray(to_rgb(image))
     except (OSError, ValueError) as error:
-        found = f"{path} cannot be drawn ({type(error).__name__})"
+        found = f"{path} cannot be drawn ({rejection_reason(error)})"
         raise UserError(f"{found}: run 01-preprocessing.ipynb again.") from None
 
 
@@ -177,7 +222,7 @@ def plot_grad_cam(run: Run, folder: Path, n: int = 3) -> plt.Figure:
         is_correct = row.category == row.predicted
         predicted = f"{row.category} → {row.predicted} ({100 * row.confidence:.0f} %)"
         titles.append(f"{'correct' if is_correct else 'wrong'}: {predicted}")
-        left.imshow(image)
+        left.imshow(image, label=Path(row.relpath).name)
         left.set_title(titles[-1], loc="left", color=BLUE if is_correct else ORANGE)
         shown = _draw_heatmap(right, image, heatmap)
     bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=40, ticks=[0, 1])
@@ -190,7 +235,7 @@ def plot_grad_cam(run: Run, folder: Path, n: int = 3) -> plt.Figure:
 def _draw_heatmap(axis: plt.Axes, image: np.ndarray, heatmap: np.ndarray) -> Any:
     """Draws a heatmap (0 to 1) over an image (0 to 255) in grey."""
     axis.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
-    return axis.imshow(heatmap, cmap="viridis", alpha=0.55, vmin=0, vmax=1)
+    return axis.imshow(heatmap, cmap="viridis", alpha=0.55, vmin=0, vmax=1, gid=NUMBERS)
 
 
 @STYLE
@@ -216,7 +261,7 @@ def plot_predictions(
     for line, prediction in zip(axes, predictions, strict=True):
         for axis in line[:-1]:
             axis.axis("off")
-        line[0].set_title(prediction.path.name[-40:], loc="left", fontsize=9)
+        line[0].set_title(prediction.path.name[-32:], loc="left", fontsize=8)
         if prediction.reason:
             line[-1].axis("off")
             line[0].text(0, 0.5, f"not classified: {prediction.reason}", va="center", fontsize=9)
@@ -224,7 +269,7 @@ def plot_predictions(
         with open_image(prediction.path) as image:
             shown, pixels = to_rgb(image), processed_pixels(image, model.input_shape[1])
         shown.thumbnail((400, 400))
-        line[0].imshow(shown)
+        line[0].imshow(shown, label=prediction.path.name)
         if cam:
             _draw_heatmap(line[1], pixels, grad_cam(model, pixels[None])[0])
             line[1].set_title("Grad-CAM, top-1 class", fontsize=9)

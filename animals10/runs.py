@@ -144,6 +144,17 @@ class Runs(Sequence[Run]):
         is_trained = [run.path is not None for run in self._runs]
         return Runs(compress(self._runs, is_trained), compress(self._experiments, is_trained))
 
+    @property
+    def best(self) -> Run:
+        """The run with the highest validation accuracy, the first of equals.
+
+        Where no run was trained for an epoch, this is a run that is not trained, and its message says so.
+        """
+        scores = [run.row["acc_val"] if run.path else None for run in self._runs]
+        highest = max((score for score in scores if score is not None), default=None)
+        none = Run("The best of these runs", why="none of them is.")
+        return none if highest is None else self._runs[scores.index(highest)]
+
 
 # What tells runs of one id apart, in the order in which it is used, and its words.
 _DIFFERENCES = {"epochs": "{} epochs", "learning_rate": "learning rate {:g}", "repetition": "repetition {}"}

@@ -34,6 +34,8 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         views: Augmented views of each training image in the feature cache; epochs take turns with them.
         deterministic: Whether a GPU must repeat results bit by bit, which is slower. A CPU always does.
         tensorboard: Whether each training writes a folder of `logs/` for TensorBoard.
+        publish: Whether notebooks are executed for publication: nothing is trained, and figures show no photographs.
+            Figures learn this from the environment variable alone, see `hides_photographs`.
     """
 
     root: Path
@@ -50,6 +52,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     views: int = pydantic.Field(4, ge=1, le=100)
     deterministic: bool = False
     tensorboard: bool = False
+    publish: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -129,3 +132,8 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     def results(self) -> Path:
         """The table of all runs."""
         return self.root / "results.csv"
+
+
+def hides_photographs(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tells whether figures must not show photographs: if `ANIMALS10_PUBLISH` has a value that does not mean no."""
+    return environment.get("ANIMALS10_PUBLISH", "").strip().lower() not in ("", "0", "off", "f", "false", "n", "no")

@@ -31,7 +31,8 @@ def train(settings: Settings, experiment: Experiment) -> Run:
         experiment: The experiment.
 
     Returns:
-        The stored run; one without a folder if `ANIMALS10_ONLY` leaves it out or its ImageNet weights are missing.
+        The stored run. One without a folder if there is none and it must not be trained (`ANIMALS10_ONLY` leaves it
+        out, or `ANIMALS10_PUBLISH` is set), or if its ImageNet weights are missing.
 
     Raises:
         UserError: The data are not ready, weights cannot be downloaded, or the parent is left out.
@@ -69,8 +70,11 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
             failures[task.experiment.label] = reason
             runs[task.digest] = Run(task.experiment.id, why=f"it failed: {reason}")
     left_out = [task.experiment for task in tasks if task.requested and runs[task.digest].path is None]
-    if names := [experiment.id for experiment in left_out if not workspace.is_selected(experiment)]:
-        print(f"Left out by ANIMALS10_ONLY and not trained: {', '.join(names)}.")
+    if left_out := [experiment for experiment in left_out if not workspace.is_selected(experiment)]:
+        ids = [experiment.id for experiment in experiments]
+        names = [one.id if ids.count(one.id) == 1 else one.label for one in left_out]
+        words = "Not measured" if settings.publish else "Left out by ANIMALS10_ONLY and not trained"
+        print(f"{words}: {', '.join(names)}.")
     if failures:
         reasons = "; ".join(f"{label}: {reason}" for label, reason in failures.items())
         raise UserError(f"{len(failures)} experiments failed, the others are stored. {reasons}")
@@ -173,4 +177,5 @@ def _stored_run(workspace: Workspace, task: Task) -> Run:
     run = workspace.latest_run(task.experiment)
     if run and task.requested:
         append_row(workspace.settings.results, run.row, RESULT_COLUMNS)  # a kill may have come before the row
-    return run or Run(task.experiment.id, why="ANIMALS10_ONLY leaves it out.")
+    why = "no run of it is stored." if workspace.settings.publish else "ANIMALS10_ONLY leaves it out."
+    return run or Run(task.experiment.id, why=why)

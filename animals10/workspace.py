@@ -83,9 +83,9 @@ class Workspace:
         return self.latest_run(parent) if isinstance(parent, Experiment) else parent
 
     def is_selected(self, experiment: Experiment) -> bool:
-        """Tells whether `ANIMALS10_ONLY` lets an experiment be trained."""
-        only = self.settings.only
-        return not only or experiment.id in ((only,) if isinstance(only, str) else only)
+        """Tells whether `ANIMALS10_ONLY` and `ANIMALS10_PUBLISH` let an experiment be trained."""
+        only, publish = self.settings.only, self.settings.publish
+        return not publish and (not only or experiment.id in ((only,) if isinstance(only, str) else only))
 
     def is_current(self, experiment: Experiment) -> bool:
         """Tells whether an experiment is finished, and started from the weights that its parent has now."""

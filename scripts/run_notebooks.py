@@ -11,7 +11,7 @@ from animals10.settings import Settings
 def main() -> None:
     """Runs the notebooks."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", action="store_true", help="store the outputs in the repository's notebooks")
+    parser.add_argument("--store", choices=("published", "checked"), help="store outputs as well, see run_notebooks")
     arguments = parser.parse_args()
     run_notebooks(Settings.from_environment(), arguments.store)
 

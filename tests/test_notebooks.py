@@ -1,4 +1,4 @@
-"""What nbval does not test: failing cells, any class names, notebooks of one's own, ANIMALS10_ONLY, stored figures."""
+"""What nbval does not test: failing cells, any class names, notebooks of one's own, ANIMALS10_ONLY, stored outputs."""
 
 import base64
 import io
@@ -6,13 +6,17 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pandas as pd
 import papermill
 import pytest
+from IPython.core.pylabtools import print_figure
 from PIL import Image
+from scipy.ndimage import zoom
 
 import auxiliary as aux
 from animals10 import notebooks
@@ -42,17 +46,20 @@ def test_two_classes_of_any_name_go_through_all_notebooks(tmp_path, draw):
     for name, colour in classes.items():
         for index in range(14):
             draw(tmp_path / "raw" / name / f"{name} {index}.jpg", colour)
-    only = {"only": "conv5small_dense1,mobnet2_small", "weights": "random", "max_epochs": 1, "views": 1}
+    only = {"only": "conv5small_dense1,mobnet2_linear_probe", "weights": "random", "max_epochs": 1, "views": 1}
     done = run_all(root=tmp_path / "work", raw=tmp_path / "raw", **only)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = aux.read_table(tmp_path / "work" / "results.csv")
-    assert set(rows.model_id) == {"conv5small_dense1", "mobnet2_small"}
-    run = next((tmp_path / "work" / "models").glob("mobnet2_small-*"))
+    assert set(rows.model_id) == {"conv5small_dense1", "mobnet2_linear_probe"}
+    run = next((tmp_path / "work" / "models").glob("mobnet2_linear_probe-*"))
     model, class_names = aux.load_model(run / "model.keras")
     assert set(class_names) == set(classes) and model.output_shape == (None, 2)
     cells = nbformat.read(tmp_path / "work" / aux.NOTEBOOKS[2], as_version=4).cells
     shown = "".join(str(cell.outputs) for cell in cells if cell.cell_type == "code")
-    assert "test accuracy" in shown and "(published 0." not in shown and "published runs" not in done.stdout
+    assert "(published 0." not in shown and "published runs" not in done.stdout
+    # The best run is shown in detail, wherever it is the only one.
+    for figure in ("mobnet2_linear_probe on raw, learning rate", "mobnet2_linear_probe: Grad-CAM heatmaps"):
+        assert shown.count(f"'alt': '{figure}") == 2
 
 
 # ── Notebooks of one's own ────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,7 +151,7 @@ def test_results_are_printed_by_validation_accuracy(tmp_path, capsys):
     assert 0 < others.index("best on validation") < others.index("best on test")
 
 
-# ── Stored figures ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Stored outputs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def as_png(pixels: np.ndarray) -> bytes:
@@ -178,12 +185,100 @@ def test_stored_figures_are_smaller_and_look_the_same():
     assert np.abs(stored - chart).max() <= notebooks.COLOUR_TOLERANCE
 
 
-def test_a_stored_notebook_keeps_nothing_that_changes_from_run_to_run(tmp_path):
-    outputs = [nbformat.v4.new_output("stream", name=name, text=name) for name in ("stdout", "stderr")]
-    cell = nbformat.v4.new_code_cell("1", outputs=outputs, execution_count=1, metadata={"execution": {"iopub": "now"}})
-    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {}, "language_info": {"name": "python"}})
-    nbformat.write(notebook, tmp_path / "executed.ipynb")
-    notebooks.store_notebook(tmp_path / "executed.ipynb", tmp_path / "stored.ipynb")
+def executed(path: Path, *outputs: nbformat.NotebookNode, source: str = "1") -> Path:
+    """Writes an executed notebook with a text and one cell."""
+    cell = nbformat.v4.new_code_cell(
+        source, outputs=list(outputs), execution_count=1, metadata={"execution": {"iopub": "now"}}
+    )
+    metadata = {"papermill": {}, "language_info": {"name": "python"}}
+    text = nbformat.v4.new_markdown_cell("a text")
+    nbformat.write(nbformat.v4.new_notebook(cells=[text, cell], metadata=metadata), path)
+    return path
+
+
+def test_a_stored_notebook_keeps_nothing_that_changes_from_run_to_run_or_is_private(tmp_path):
+    outputs = [nbformat.v4.new_output("stream", name=name, text=f"in {tmp_path}/raw") for name in ("stdout", "stderr")]
+    path = executed(tmp_path / "executed.ipynb", *outputs)
+    notebooks.store_published(path, tmp_path / "stored.ipynb", [tmp_path, tmp_path / "raw"])
     stored = nbformat.read(tmp_path / "stored.ipynb", as_version=4)
-    assert not stored.metadata and not stored.cells[0].metadata
-    assert [output.name for output in stored.cells[0].outputs] == ["stdout"]
+    assert not stored.metadata and not stored.cells[1].metadata
+    assert [(output.name, output.text) for output in stored.cells[1].outputs] == [("stdout", "in …/raw")]
+
+
+def test_copies_for_nbval_hold_code_and_what_is_compared(tmp_path):
+    output = nbformat.v4.new_output("stream", name="stdout", text="1")
+    for source, outputs in {"print(1)": [], f"{notebooks.CHECK}\nprint(1)": [output]}.items():
+        path = executed(tmp_path / "executed.ipynb", output, source=source)
+        notebooks.store_checked(path, tmp_path / "copies" / "stored.ipynb")
+        (cell,) = nbformat.read(tmp_path / "copies" / "stored.ipynb", as_version=4).cells
+        assert cell.source == source and cell.outputs == outputs and cell.execution_count == 1
+
+
+@pytest.mark.parametrize("name", aux.NOTEBOOKS)
+def test_copies_for_nbval_have_the_code_of_the_notebooks(name):
+    first, second = (nbformat.read(folder / name, as_version=4).cells for folder in (REPOSITORY, notebooks.CHECKED))
+    if [cell.source for cell in first if cell.cell_type == "code"] != [cell.source for cell in second]:
+        pytest.fail(f"tests/notebooks/{name} has other code than {name}: run `make sample-notebooks`.", pytrace=False)
+
+
+# ── No photographs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("folder", [REPOSITORY, notebooks.CHECKED], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("name", aux.NOTEBOOKS)
+def test_no_photograph_is_in_a_committed_notebook(folder, name):
+    assert notebooks.possible_photographs(nbformat.read(folder / name, as_version=4)) == []
+
+
+def drawn(*, photograph: bool, heatmap: bool, is_grey: bool = False) -> bytes:
+    """Returns a figure with bars, texts and a Grad-CAM heatmap over a photograph, each only if it is wanted."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.24), layout="constrained")
+    left.barh(["cat", "dog"], [3, 1])
+    left.set_title("a title of many words, and one more line\n" * 3, fontsize=7)
+    right.axis("off")
+    pixels = aux.to_rgb(aux.open_image(min(aux.SAMPLE.glob("gatto/*.jpeg")))).resize((224, 224))
+    if photograph or heatmap:
+        pixels = pixels if photograph else Image.new("RGB", (224, 224), "lightgrey")
+        right.imshow(pixels.convert("L"), cmap="gray", vmin=0, vmax=255) if is_grey else right.imshow(pixels)
+    if heatmap:
+        evidence = np.random.default_rng(1).random((7, 7))
+        right.imshow(zoom(evidence, 32, order=1), alpha=0.55)
+    plt.close(figure)
+    return print_figure(figure, "png")
+
+
+@pytest.mark.parametrize("is_grey", [False, True])
+@pytest.mark.parametrize("heatmap", [False, True])
+def test_a_photograph_in_a_figure_is_detected(heatmap, is_grey):
+    for photograph in (False, True):
+        png = drawn(photograph=photograph, heatmap=heatmap, is_grey=is_grey)
+        assert notebooks.looks_like_photograph(notebooks.compress_png(png)) == photograph
+
+
+def test_only_texts_tables_and_figures_without_photographs_are_published(tmp_path):
+    pngs = [drawn(photograph=photograph, heatmap=False) for photograph in (False, True)]
+    chart, photograph = (base64.b64encode(png).decode() for png in pngs)
+    hidden = {"image/png": {"alt": "a chart", "photographs": "hidden"}}
+    for kind, content, metadata, objection in (
+        ("image/png", chart, hidden, ""),
+        ("text/html", "<table><td>data: 1 < 2</td></table>", {}, ""),
+        ("image/png", chart, {}, "aux.show did not make"),
+        ("image/png", photograph, hidden, "looks like a photograph"),
+        ("text/html", '<IMG src="x.jpg">', {}, "more than text"),
+        ("text/html", "<p style='background: URL(x.jpg)'>", {}, "more than text"),
+        ("image/jpeg", photograph, hidden, "image/jpeg"),
+        ("image/svg+xml", "<svg/>", {}, "image/svg"),
+        ("text/markdown", "![](x.jpg)", {}, "text/markdown"),
+    ):
+        target = tmp_path / "stored.ipynb"
+        target.unlink(missing_ok=True)
+        output = nbformat.v4.new_output("display_data", {kind: content}, metadata=metadata)
+        path = executed(tmp_path / "executed.ipynb", output)
+        if not objection:
+            notebooks.store_published(path, target)
+            continue
+        with pytest.raises(aux.UserError, match=rf"must not be published: cell 2 has .*{re.escape(objection)}"):
+            notebooks.store_published(path, target)
+        assert not target.exists()
+    attached = nbformat.v4.new_markdown_cell("![a](attachment:a.png)", attachments={"a.png": {"image/png": chart}})
+    assert notebooks.possible_photographs(nbformat.v4.new_notebook(cells=[attached]))

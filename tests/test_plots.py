@@ -1,16 +1,19 @@
 import json
 
 import matplotlib.colors
+import matplotlib.pyplot as plt
 import nbconvert
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.pylabtools import print_figure
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.text import Text
 from PIL import Image
 
 import auxiliary as aux
-from animals10 import plot_runs, plots
+from animals10 import notebooks, plot_runs, plots
 from animals10.dataset import PUBLISHED_RESULTS
 
 PUBLISHED = aux.read_table(PUBLISHED_RESULTS)
@@ -19,6 +22,11 @@ HALF, ALL = [("a", "a"), ("b", "a")] * 10, [("a", "a"), ("b", "b")] * 10  # true
 
 def texts(figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+
+
+def drawn(figure) -> bytes:
+    """Returns the figure as a notebook stores it."""
+    return print_figure(figure, "png")
 
 
 def history_of(epochs, first=1):
@@ -100,7 +108,34 @@ def test_runs_that_are_not_trained_say_why(tmp_path, capsys):
     aux.show_run(absent)
     assert capsys.readouterr().out == "absent is not trained here: not yet.\n"
     assert texts(aux.plot_comparison([absent], PUBLISHED)) == ["None of these runs is trained here."]
-    assert texts(aux.plot_learning_curves([absent])) == ["Not shown: absent: not trained here (not yet)."]
+    earlier = [write_run(tmp_path / "earlier")]
+    aux.show(aux.plot_comparison([absent], PUBLISHED, earlier))  # printed, since there is nothing to draw
+    aux.show(aux.plot_learning_curves([absent]))
+    aux.show_table(aux.classification_reports(absent))
+    printed = capsys.readouterr().out.splitlines()
+    nothing = "None of these runs is trained here."
+    assert printed == [nothing, "There are no learning curves to show.", nothing]
+
+
+def test_the_best_run_has_the_highest_validation_accuracy(tmp_path, capsys):
+    scores = {"untrained": None, "low": 0.5, "high": 0.75, "equal": 0.75}
+    written = [write_run(tmp_path / name, acc_val=score) for name, score in scores.items()]
+    runs = aux.Runs([aux.Run("absent", why="not yet."), *written])
+    assert runs.best.model_id == "high"
+    aux.show_run(runs[:2].best)
+    assert capsys.readouterr().out == "The best of these runs is not trained here: none of them is.\n"
+
+
+def test_equal_tables_give_equal_outputs(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plot_runs, "display", lambda data, raw: shown.append(data))
+    table = pd.DataFrame({"run": ["a", "<b>"], "accuracy": [0.12345, np.nan], "params": [12345, 6]})
+    for _ in range(2):
+        aux.show_table(table, formats={"params": "{:,}"})
+    assert shown[0] == shown[1]
+    html, text = shown[0]["text/html"], shown[0]["text/plain"]
+    for value in ("0.123", "12,345", "–"):
+        assert value in html and value in text
 
 
 def test_the_confusion_matrix_shows_shares_and_counts(tmp_path):
@@ -160,16 +195,14 @@ def test_learning_curves_name_namesakes_apart_and_what_is_left_out(tmp_path):
     once = write_run(tmp_path / "once", history=history_of(1))
     never = write_run(tmp_path / "never", history=history_of(0))
     diverged = write_run(tmp_path / "diverged", history=history_of(3).assign(val_loss=[1, np.nan, 90]))
-    absent = aux.Run("absent", why="ANIMALS10_ONLY leaves it out.")
+    absent = aux.Run("absent", why="ANIMALS10_ONLY leaves it out.")  # `train_all` names it
     figure = aux.plot_learning_curves([short, never, long, absent, once, diverged])
     accuracy, loss = panels(figure)
     titles = [axis.get_title("left").split("\n")[0] for axis in accuracy]
     assert titles == ["net, 35 epochs", "net, 80 epochs", "once", "diverged"]
     low, high = accuracy[2].get_xlim()
     assert low < 1 and high > 38  # the marker of a single epoch lies inside
-    (caption,) = [text for text in texts(figure) if text.startswith("Not shown: absent")]
-    assert "not trained here (ANIMALS10_ONLY leaves it out)" in caption
-    assert "Not shown: never: evaluated without training." in caption
+    (caption,) = [text for text in texts(figure) if text.startswith("Not shown: never: evaluated without training.")]
     assert loss[0].get_ylim()[1] < 3 and "The axis of the loss ends at 1.4" in caption
     single = aux.plot_learning_curves([once])
     (point,) = panels(single)[0][0].lines[:1]
@@ -218,3 +251,64 @@ def test_the_description_reaches_the_page(monkeypatch):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])])
     page, _ = nbconvert.HTMLExporter(template_name="classic").from_notebook_node(notebook)
     assert 'alt="Images: dog → cat"' in page
+
+
+# ── Published figures ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Returns a function that shows a figure for publication, and returns its alternative text."""
+    shown = []
+    monkeypatch.setenv("ANIMALS10_PUBLISH", "1")
+    monkeypatch.setattr(plots, "display", lambda figure, metadata: shown.append(metadata["image/png"]))
+
+    def _show(figure):
+        aux.show(figure)
+        assert shown[-1]["photographs"] == "hidden"
+        return shown[-1]["alt"]
+
+    return _show
+
+
+def test_published_figures_show_names_in_place_of_photographs(tmp_path, draw, published, monkeypatch):
+    path = draw(tmp_path / "$dog$.jpg")
+    figure = aux.plot_images([path, np.asarray(Image.open(path))], ["dog", "augmented"])
+    assert published(figure) == f"Images: dog, augmented. {plots.HIDDEN}"
+    assert {"dog", "$dog$.jpg", "augmented", "image", plots.HIDDEN} <= set(texts(figure))
+    assert [np.ptp(axis.images[0].get_array()) for axis in figure.axes[:2]] == [0, 0]
+    figure.draw_without_rendering()  # a name is not a formula
+    # Whatever way an image gets into a figure of one's own, in colour or in grey.
+    figure, (left, right) = plt.subplots(1, 2)
+    pixels = np.random.default_rng(1).integers(0, 255, (64, 64, 3), "uint8")
+    left.imshow(pixels[..., 0])
+    right.add_artist(AnnotationBbox(OffsetImage(pixels), (0.5, 0.5)))
+    figure.figimage(pixels)
+    assert notebooks.looks_like_photograph(drawn(figure))
+    published(figure)
+    assert not notebooks.looks_like_photograph(drawn(figure))
+    monkeypatch.setenv("ANIMALS10_PUBLISH", "0")
+    figure = aux.plot_images([path], ["dog"])
+    monkeypatch.setattr(plots, "display", lambda figure, metadata: None)
+    aux.show(figure)
+    assert np.ptp(figure.axes[0].images[0].get_array()) > 0
+
+
+def test_published_figures_keep_matrices_and_heatmaps(prepared, published):
+    run = aux.train(prepared, aux.Experiment("small", aux.CNN((8, 8), (2, 2), (16,)), aux.Training(1e-2, 1)))
+    figure = aux.plot_run(run)
+    (matrix,) = [image for axis in figure.axes for image in axis.images]
+    before = matrix.get_array()
+    assert plots.HIDDEN not in published(figure) and matrix.get_array() is before and np.ptp(before) > 0
+    model, class_names = aux.load_model(run.file("model.keras"))
+    paths = sorted((prepared.raw / "red").iterdir())[:2]
+    for figure in (
+        aux.plot_grad_cam(run, prepared.data / "processed"),
+        aux.plot_predictions(model, class_names, paths, cam=True),
+    ):
+        assert published(figure).endswith(plots.HIDDEN)
+        images = [image for axis in figure.axes for image in axis.images]
+        kept = [image for image in images if image.get_gid() == plots.NUMBERS]
+        assert len(images) == 3 * len(kept) and all(image.get_array().shape == (32, 32) for image in kept)
+        assert not any(np.ptp(image.get_array()) for image in images if image not in kept)
+        assert sum(text.endswith((".jpg", ".jpeg")) for text in texts(figure)) >= len(kept)

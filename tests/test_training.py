@@ -146,6 +146,18 @@ def test_only_trains_what_it_names_and_shows_what_is_stored(prepared, capsys):
     assert aux.train(changed(only, force=True), small) == stored
 
 
+def test_publishing_shows_what_is_stored_and_trains_nothing(prepared, capsys):
+    publish = changed(prepared, publish=True, force=True)
+    small, head = aux.Experiment("small", SMALL, SHORT), dataclasses.replace(HEAD, repetition=2)
+    stored = aux.train(prepared, small)
+    capsys.readouterr()
+    runs = aux.train_all(publish, [small, HEAD, head, TUNED])
+    assert runs["small"] == stored and len(runs.trained) == len(aux.stored_runs(prepared.root)) == 1
+    assert capsys.readouterr().out == f"Not measured: {HEAD.label}, {head.label}, tuned.\n"
+    aux.show_run(runs[-1])
+    assert capsys.readouterr().out == "tuned is not trained here: no run of it is stored.\n"
+
+
 def test_one_failing_experiment_keeps_the_others_and_names_its_children(prepared, capsys):
     @dataclasses.dataclass(frozen=True)
     class Broken(aux.CNN):
