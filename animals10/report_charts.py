@@ -123,7 +123,8 @@ def cost_chart(name: str, backbones: Sequence[str], limits: list[float] | None =
     front = front.transform_window(before="lag(best)", **order)
     front = front.transform_filter("!isValid(datum.before) || datum.accuracy > datum.before")
     steps = front.mark_line(interpolate="step-after", strokeWidth=1.2, color=INK, opacity=0.7, aria=False)
-    fronts = alt.StrokeDash("setting:N", legend=alt.Legend(orient="top", title=None, columns=1, labelLimit=400))
+    legend = alt.Legend(orient="bottom", title=None, columns=1, labelLimit=400, labelFontSize=11)
+    fronts = alt.StrokeDash("setting:N", legend=legend)
     rings = front.mark_point(size=190, color=INK, strokeWidth=1.4, filled=False, aria=False).encode(x=x, y=y)
     description = f"test accuracy against {COSTS[name]}; the runs of the table above, with their Pareto front"
     layers = spans + steps.encode(x=x, y=y, strokeDash=fronts) + rings + points

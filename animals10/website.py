@@ -47,10 +47,10 @@ def write_site(folder: Path = SITE, repository_url: str = "") -> None:
     Raises:
         UserError: There are no results, one cannot be read, or a file cannot be written.
     """
-    contents = {path: _content(REPOSITORY / path, path, repository_url) for path in SOURCES}
-    entries = [
-        {"page": _page(path), "title": _title(contents[path]), "about": about} for path, about in SOURCES.items()
-    ]
+    contents = {path: _content(path, repository_url) for path in SOURCES}
+    titles = {path: _title(content) for path, content in contents.items()}
+    entries = [{"page": _page(path), "title": titles[path], "about": about} for path, about in SOURCES.items()]
+    styles = {name: HtmlFormatter(style=style).get_style_defs(".highlight") for name, style in CODE_STYLES.items()}
     introduction = README.read_text(encoding="utf-8").partition("\n## ")[0]
     contents[README.name] = markdown_to_html(introduction, README.name, repository_url)
     template = load_template("site.html.j2")
@@ -63,14 +63,12 @@ def write_site(folder: Path = SITE, repository_url: str = "") -> None:
             title=_title(content),
             content=content,
             entries=entries,
-            code_styles={
-                name: HtmlFormatter(style=style).get_style_defs(".highlight") for name, style in CODE_STYLES.items()
-            },
+            code_styles=styles,
             repository_url=repository_url,
         )
     for name, text in pages.items():
         with atomic_write(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     for name in COPIES:
         with user_facing_os_errors(folder / name):
             shutil.copyfile(REPOSITORY / name, folder / name)
@@ -89,10 +87,10 @@ def _title(content: str) -> str:
     return re.sub("<[^>]*>", "", found[1]) if found else ""
 
 
-def _content(file: Path, path: str, repository_url: str) -> str:
-    """Returns a notebook or a Markdown file as HTML."""
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".md":
+def _content(path: str, repository_url: str) -> str:
+    """Returns a notebook or a Markdown file of the repository as HTML."""
+    text = (REPOSITORY / path).read_text(encoding="utf-8")
+    if path.endswith(".md"):
         return markdown_to_html(text, path, repository_url)
     # The template `basic` writes the alternative texts of figures and no address of any script.
     exporter = HTMLExporter(
