@@ -20,7 +20,7 @@ RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 	$(BIN)/python -m pytest $(NBVAL) -n $(WORKERS) --dist loadscope --no-loadscope-reorder tests --ignore=$(FIRST)
 
 .DEFAULT_GOAL := help
-.PHONY: help run full data rebuild test test-all stress lint notebooks sample-notebooks sample readme report site lock \
+.PHONY: help run quick full data rebuild test test-all stress lint notebooks sample-notebooks sample readme report site lock \
 	clean clean-cache bench verify efficiency extras classify demo recipes export audit missing adopt
 
 help: ## list the targets
@@ -31,6 +31,10 @@ run: $(READY) ## run the three notebooks on the sample, in build/sample, and pri
 
 full: $(READY) ## run the three notebooks on your images: RAW= ROOT= WEIGHTS= ONLY= … (settings: docs/usage.md)
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/run_notebooks.py
+
+quick: $(READY) ## a first result in minutes: notebooks 01 and 03, one linear probe on your images: RAW= ROOT= WEIGHTS=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) ANIMALS10_ONLY=mobnet2_linear_probe $(BIN)/python scripts/run_notebooks.py \
+		--notebooks $(firstword $(NOTEBOOKS)) $(lastword $(NOTEBOOKS))
 
 data: $(READY) ## download Animals-10 into data/raw-img
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/download.py

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -36,16 +36,19 @@ _COLUMNS |= {"accuracy_low": "low", "accuracy_high": "high", "epochs_run": "epoc
 _COLUMNS |= {"weights": "weights", "significance": "significance", "agreement": "agreement"}
 
 
-def run_notebooks(settings: Settings, store: Literal["published", "checked"] | None = None) -> None:
-    """Executes the three notebooks in order and prints the results.
+def run_notebooks(
+    settings: Settings, store: Literal["published", "checked"] | None = None, names: Sequence[str] = NOTEBOOKS
+) -> None:
+    """Executes notebooks in order and prints the results.
 
     The executed copies are written to the workspace.
 
     Args:
         settings: The settings; `root` and `raw` reach the notebooks through the environment, like all others.
-        store: Where outputs are stored as well, after all three notebooks: `published` in the notebooks of the
+        store: Where outputs are stored as well, after the last notebook: `published` in the notebooks of the
             repository, with the setting `publish` and by `store_published`; `checked` in `tests/notebooks`, by
             `store_checked`.
+        names: Their file names.
 
     Raises:
         UserError: `only` holds a typing error, a cell fails (the message names notebook and cell), or an output may
@@ -61,9 +64,9 @@ def run_notebooks(settings: Settings, store: Literal["published", "checked"] | N
         os.environ["ANIMALS10_PUBLISH"] = "1"
     if is_unattended():  # the kernels of the notebooks cannot tell
         os.environ["TQDM_DISABLE"] = "1"
-    for number, name in enumerate(NOTEBOOKS, start=1):
+    for number, name in enumerate(names, start=1):
         target = folder / name
-        print(f"[{number}/{len(NOTEBOOKS)}] {name} → {display_path(target)}", file=sys.stderr, flush=True)
+        print(f"[{number}/{len(names)}] {name} → {display_path(target)}", file=sys.stderr, flush=True)
         options = {"cwd": REPOSITORY, "kernel_name": "python3", "stderr_file": sys.stderr, "progress_bar": False}
         options |= {"extra_arguments": ["--log-level=ERROR"]}  # or each kernel warns about its TCP connection
         try:
@@ -71,7 +74,7 @@ def run_notebooks(settings: Settings, store: Literal["published", "checked"] | N
         except PapermillExecutionError as error:
             cell = f"{name}, cell {error.cell_index + 1} (In [{error.exec_count}])"
             raise UserError(f"{cell}: {error.ename}: {error.evalue}") from None
-    for name in NOTEBOOKS if store else ():
+    for name in names if store else ():
         if store == "published":
             private = [settings.root, settings.raw, Path(settings.weights)]
             store_published(folder / name, REPOSITORY / name, [path for path in private if path.is_absolute()])
