@@ -34,7 +34,7 @@ full: $(READY) ## run the three notebooks on your images: RAW= ROOT= WEIGHTS= ON
 
 quick: $(READY) ## a first result in minutes: notebooks 01 and 03, one linear probe on your images: RAW= ROOT= WEIGHTS=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) ANIMALS10_ONLY=mobnet2_linear_probe $(BIN)/python scripts/run_notebooks.py \
-		--notebooks $(firstword $(NOTEBOOKS)) $(lastword $(NOTEBOOKS))
+		--notebooks 01-preprocessing.ipynb 03-transfer-learning.ipynb
 
 data: $(READY) ## download Animals-10 into data/raw-img
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/download.py
