@@ -68,15 +68,18 @@ def retrained_sentences(results: pd.DataFrame, split: str) -> list[str]:
     sentences = []
     for label, rows in _retrained(results, split).groupby("label", sort=False):
         values = rows.set_index(["condition", "test_images"])
-        worth = {name: values.loc[[(DIFFERENCE, name)]] for name in ("leaked", "all")}
-        texts = {name: _with_interval(row, "+.4f", "95 % interval ")[0] for name, row in worth.items()}
-        without = values.accuracy[WITHOUT_PARTNERS]
-        others = f", and of {without['others']:.3f} on the others" if "others" in without else ""
+        accuracy, n = values.accuracy, values.n[DIFFERENCE]
+        worth = values.loc[[(DIFFERENCE, "leaked")]]
+        on_all = worth.accuracy.iloc[0] * n["leaked"] / n["all"]
+        before, after = (
+            " and ".join(f"{accuracy[condition][name]:.3f}" for name in ("leaked", "others") if name in n)
+            for condition in (AS_IT_IS, WITHOUT_PARTNERS)
+        )
         sentences.append(
-            f"{label}: {values.removed.max():,} near-duplicates in training change the accuracy on the "
-            f"{worth['leaked'].n.iloc[0]:,} test images that have one by {texts['leaked']}, and on all "
-            f"{worth['all'].n.iloc[0]:,} test images by {texts['all']}. Trained without them, the network has an "
-            f"accuracy of {without['leaked']:.3f} on those test images{others}."
+            f"{label}: {worth.removed.iloc[0]:,} near-duplicates in training change the accuracy on the "
+            f"{n['leaked']:,} test images that have one by {_with_interval(worth, '+.4f', '95 % interval ')[0]}, which "
+            f"is {on_all:+.4f} of the accuracy on all {n['all']:,}. As it is, accuracy on those test images and on the "
+            f"others is {before}; trained without the near-duplicates, it is {after}."
         )
     return sentences
 

@@ -129,6 +129,7 @@ def test_the_command_prints_and_stores_both_parts_and_trains_nothing_twice(noise
     assert observed.n.to_dict() == {"all": 74, "leaked": N_LEAKED, "others": N_OTHERS, "distinct": 74}
     assert observed.accuracy["all"] == pytest.approx(run.row["accuracy"], abs=1e-6)
     assert observed.accuracy["leaked"] > 0.9 > 0.75 > observed.accuracy["others"]
+    assert len(list((noise.data / "features").glob("Linear-train-*"))) == 1  # no features were computed twice
     text = capsys.readouterr().out
     assert f"with a near-duplicate in training (n = {N_LEAKED})" in text and "each photograph once (n = 74)" in text
     assert "linear: 24 near-duplicates in training change the accuracy on the 24 test images that have one by +" in text
