@@ -21,7 +21,7 @@ RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 
 .DEFAULT_GOAL := help
 .PHONY: help run quick full data rebuild test test-all stress lint notebooks sample-notebooks sample readme report site lock \
-	clean clean-cache bench verify efficiency extras classify demo recipes export audit missing adopt
+	clean clean-cache bench verify efficiency extras classify demo recipes export audit leakage missing adopt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,10 @@ recipes: $(READY) ## compare training configurations by cross-validation on your
 
 audit: $(READY) ## print the near-duplicate audit of Animals-10 in a workspace: ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/audit.py
+
+leakage: $(READY) ## measure what near-duplicates in training are worth on test images: ROOT= SPLIT= EXPERIMENTS= REPETITIONS=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/leakage.py $(if $(WRITE),--write) \
+		$(if $(REPETITIONS),--repetitions $(REPETITIONS)) $(EXPERIMENTS)
 
 verify: $(READY) ## check that stored models and predictions agree with results.csv: ROOT= RAW= RUNS="id …"
 	@$(ENVIRONMENT) $(BIN)/python scripts/verify.py $(RUNS)

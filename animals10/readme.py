@@ -1,6 +1,7 @@
-"""The figure and the tables of README.md and docs/results.md, written from results.csv and the published results.
+"""The figure, and the tables of README.md, docs/results.md and the notebooks' texts, written from results.csv.
 
-Each stands between two comments, its marks. README.md shows the best of each family, docs/results.md all runs.
+In README.md and docs/results.md, each stands between two comments, its marks. README.md shows the best of each family,
+docs/results.md all runs. The notebooks' tables have a row for each experiment, in the order of the catalogue.
 """
 
 import io
@@ -9,6 +10,7 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 
 from animals10.catalogue import CATALOGUE
@@ -17,7 +19,7 @@ from animals10.models import Transfer
 from animals10.plots import BLUE, ORANGE, STYLE
 from animals10.results import RESULT_COLUMNS, published_runs, published_table, results_table
 from animals10.runs import EFFICIENCY, RunKey
-from animals10.settings import Settings
+from animals10.settings import NOTEBOOKS, Settings
 
 README = REPOSITORY / "README.md"
 ALL_RESULTS = REPOSITORY / "docs" / "results.md"
@@ -30,16 +32,18 @@ NUMBER = {"textcoords": "offset points", "ha": "center", "fontweight": "bold"}
 
 
 def write_readme(settings: Settings | None = None) -> None:
-    """Writes the figure, and the parts of README.md and docs/results.md that show results.
+    """Writes the figure, and the parts of README.md, docs/results.md and the notebooks' texts that show results.
 
     Args:
         settings: The settings of the workspace whose results are shown; the repository's own by default.
 
     Raises:
-        UserError: README.md or docs/results.md is missing or lacks a mark, or a file cannot be written.
+        UserError: README.md or docs/results.md is missing or lacks a mark, a notebook lacks an experiment, or a file
+            cannot be written.
     """
     settings = settings or repository_settings()
     texts = {path: updated_text(path, settings) for path in (README, ALL_RESULTS)}
+    texts |= updated_notebooks(settings)
     texts[FIGURE] = draw(published_and_measured(settings))
     for path, text in texts.items():
         with atomic_write(path) as temporary:
@@ -194,6 +198,44 @@ def _interval(table: pd.DataFrame, name: str) -> pd.Series:
 def _markdown(table: pd.DataFrame) -> str:
     table = table.astype("str").replace({"nan": "–", "<NA>": "–", "None": "–"}).fillna("–")
     return table.to_markdown(index=False, disable_numparse=True)
+
+
+# ── Notebooks ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+EXPERIMENT = re.compile(r"^\| `(?P<id>[^`]+)` \| (?P<question>[^|]*) \| [^|]* \| [^|]* \|", re.MULTILINE)
+
+
+def updated_notebooks(settings: Settings) -> dict[Path, str]:
+    """Returns the text of notebooks 02 and 03 with the published and measured accuracies in their tables written anew.
+
+    A row of such a table begins with the id, the question, the published and the measured test accuracy; measured is
+    the one on the grouped split.
+
+    Raises:
+        UserError: The rows of the tables are not the experiments of the catalogue, in its order.
+    """
+    published = published_and_measured(settings).set_index(KEY).accuracy.map("{:.3f}".format)
+    rows = study_rows(settings)
+    measured = rows[rows.split == "grouped"].set_index(KEY).accuracy.map("{:.3f}".format)
+    experiments, texts = iter(CATALOGUE), {}
+
+    def filled(row: re.Match) -> str:
+        experiment = next(experiments, None)
+        if experiment is None or experiment.id != row["id"]:
+            found, wanted = row["id"], experiment.id if experiment else "the end"
+            raise UserError(f"The notebooks' tables have a row of {found} where the catalogue has {wanted}.")
+        cells = published.get(experiment.key, "–"), measured.get(experiment.key, "not measured")
+        return f"| `{row['id']}` | {row['question']} | {' | '.join(cells)} |"
+
+    for path in (REPOSITORY / name for name in NOTEBOOKS[1:]):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = EXPERIMENT.sub(filled, cell.source)
+        texts[path] = nbformat.writes(notebook) + "\n"
+    if left := next(experiments, None):
+        raise UserError(f"The notebooks' tables lack a row of {left.id}.")
+    return texts
 
 
 # ── The figure ───────────────────────────────────────────────────────────────────────────────────────────────────────
