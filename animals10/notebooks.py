@@ -260,10 +260,11 @@ def looks_like_photograph(png: bytes) -> bool:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     colours, grey = pixels @ (65536, 256, 1), pixels.mean(axis=-1)
-    # How far each pixel is from the mean of its neighbours, horizontally and vertically.
-    bends = [np.abs(axis[1:-1] - (axis[:-2] + axis[2:]) / 2)[:, 1:-1] for axis in (grey, grey.T)]
-    is_rough = np.minimum(*(np.median(_squares(bend), axis=1) for bend in (bends[0], bends[1].T))) >= ROUGHNESS
-    ordered = np.sort(_squares(colours[1:-1, 1:-1])[is_rough], axis=1)
+    # How far each pixel is from the mean of its two neighbours.
+    horizontal = np.abs(grey[:, 1:-1] - (grey[:, :-2] + grey[:, 2:]) / 2)[1:-1]
+    vertical = np.abs(grey[1:-1] - (grey[:-2] + grey[2:]) / 2)[:, 1:-1]
+    roughness = np.minimum(*(np.median(_squares(bend), axis=1) for bend in (horizontal, vertical)))
+    ordered = np.sort(_squares(colours[1:-1, 1:-1])[roughness >= ROUGHNESS], axis=1)
     most = int(MOST * SQUARE**2)
     has_background = (ordered[:, most:] == ordered[:, :-most]).any(axis=1)  # a colour has more than `most` pixels
     return bool((~has_background).any())
