@@ -5,11 +5,13 @@ import re
 import shlex
 import subprocess
 
+import nbformat
 import pandas as pd
 import pytest
 
 import auxiliary as aux
 from animals10 import readme
+from animals10.dataset import PUBLISHED_RESULTS
 from animals10.files import REPOSITORY
 from animals10.results import RESULT_COLUMNS
 
@@ -102,6 +104,26 @@ def test_links_to_headings_are_right():
 def test_pages_show_what_the_tables_hold(path):
     settings = readme.repository_settings()
     assert readme.updated_text(path, settings) == path.read_text(encoding="utf-8"), "run `make readme`"
+
+
+def test_notebooks_show_what_the_tables_hold():
+    for path, text in readme.updated_notebooks(readme.repository_settings()).items():
+        assert text == path.read_text(encoding="utf-8"), f"{path.name}: run `make readme`"
+
+
+@pytest.mark.parametrize("name", ["README.md", *aux.NOTEBOOKS[1:]])
+def test_accuracies_in_the_texts_are_those_of_the_tables(name):
+    columns = ["accuracy", "acc_train", "acc_val"]
+    tables = aux.read_table(PUBLISHED_RESULTS), aux.read_table(REPOSITORY / "results.csv")
+    known = {f"{value:.3f}" for table in tables for value in table[columns].to_numpy().ravel()}
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    cells = nbformat.reads(text, 4).cells if name.endswith(".ipynb") else []
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"] or [text]
+    for text in (
+        text for text in texts if "make recipes RECIPES" not in text
+    ):  # cross-validation has values of its own
+        text = re.sub(r"\([^)]* to [^)]*\)", "", text)  # intervals
+        assert {number for number in re.findall(r"\b0\.\d{3}\b", text) if float(number) >= 0.5} <= known
 
 
 def test_the_figure_shows_what_the_tables_hold():
