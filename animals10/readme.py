@@ -113,6 +113,7 @@ def all_runs(settings: Settings) -> str:
         "maximum epochs": table.epochs,
         "published": table.accuracy.map("{:.3f}".format),
         **{f"{split} split": found[split] for split in SPLITS},
+        "training time": table.train_seconds.map(_duration, na_action="ignore"),
         "difference": difference.where(table.difference.notna()),
         "agreement": table.agreement.where(table.difference.notna()),
     }
@@ -193,6 +194,12 @@ def _interval(table: pd.DataFrame, name: str) -> pd.Series:
     """Returns the 95 % interval of a column in words."""
     low, high = (table[f"{name}_{end}"].map("{:.3f}".format).astype("str") for end in ("low", "high"))
     return " (" + low + " to " + high + ")"
+
+
+def _duration(seconds: float) -> str:
+    """Returns a duration in words."""
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _markdown(table: pd.DataFrame) -> str:
