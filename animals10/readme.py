@@ -106,6 +106,7 @@ def all_runs(settings: Settings) -> str:
     """Returns the table of all published runs in Markdown, and the number of comparisons in words."""
     table, accuracies = published_and_measured(settings), _accuracies(study_rows(settings))
     difference = table.difference.map("{:+.3f}".format) + _interval(table, "difference")
+    compared = table.difference_low.notna()
     found = table[KEY].join(accuracies, on=KEY).fillna("not measured")
     columns = {
         "run": "`" + table.model_id + "`" + table.repetition.map({1: "", 2: " (repetition 2)"}),
@@ -114,10 +115,10 @@ def all_runs(settings: Settings) -> str:
         "published": table.accuracy.map("{:.3f}".format),
         **{f"{split} split": found[split] for split in SPLITS},
         "training time": table.train_seconds.map(_duration, na_action="ignore"),
-        "difference": difference.where(table.difference.notna()),
-        "agreement": table.agreement.where(table.difference.notna()),
+        "difference": difference.where(compared),
+        "agreement": table.agreement.where(compared),
     }
-    level = f"0.05 / {table.difference.notna().sum()}"
+    level = f"0.05 / {compared.sum()}"
     return (
         f"{_markdown(pd.DataFrame(columns))}\n\nLevel of significance: {level} (Bonferroni). {data_sentence(settings)}"
     )
