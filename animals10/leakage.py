@@ -38,6 +38,7 @@ from animals10.splits import Splits, resample
 from animals10.workspace import Workspace
 
 ROW = ["part", "split", *RunKey._fields, "condition", "test_images"]  # what tells the rows of the results apart
+WHOLE_NUMBERS = dict.fromkeys(("repetition", "seeds", "removed"), "Int64")  # which may be missing
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -76,11 +77,11 @@ def measure_leakage(
     table = pd.DataFrame(rows).assign(split=splits.kind, data_share=splits.share, commit=git_commit())
     columns = [*ROW, "n", "accuracy", "low", "high", "seeds", "seeds_low", "seeds_high", "removed"]
     table = table.reindex(columns=[*columns, "data_share", "commit"]).round(6)
-    table[["repetition", "seeds", "removed"]] = table[["repetition", "seeds", "removed"]].astype("Int64")
+    table = table.astype(WHOLE_NUMBERS)
     for text in summary(table):
         print(text, end="\n\n")
     path = path or settings.root / "leakage.csv"
-    known = [read_table(path).astype({"repetition": "Int64"})] if path.exists() else []
+    known = [read_table(path).astype(WHOLE_NUMBERS)] if path.exists() else []
     merged = pd.concat([*known, table]).drop_duplicates(ROW, keep="last")
     write_table(merged.sort_values(["part", "split"], kind="stable"), path)
     print(f"These values are in {display_path(path)}.")

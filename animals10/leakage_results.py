@@ -21,7 +21,7 @@ def leakage_results() -> pd.DataFrame:
     return read_table(LEAKAGE_RESULTS)
 
 
-def observed_table(results: pd.DataFrame, split: str) -> pd.DataFrame:
+def observed_leakage(results: pd.DataFrame, split: str) -> pd.DataFrame:
     """Returns the observed accuracies on one kind of split, as text with their 95 % intervals: one row per run."""
     rows = results.query("part == 'observed' and split == @split").astype({"repetition": "int64"})
     keys = rows[list(RunKey._fields)].drop_duplicates()
@@ -31,12 +31,13 @@ def observed_table(results: pd.DataFrame, split: str) -> pd.DataFrame:
     return wide.set_axis(pd.Index(run_labels(keys), name="run")).rename_axis(columns=None)
 
 
-def retrained_table(results: pd.DataFrame, split: str) -> pd.DataFrame:
+def retrained_leakage(results: pd.DataFrame, split: str) -> pd.DataFrame:
     """Returns the mean accuracies of retrained experiments on one kind of split: one row per part of the test set."""
     rows, table = _retrained(results, split), []
     for (label, name), found in rows.groupby(["label", "test_images"], sort=False):
         values = found.set_index("condition")
-        row = {"experiment": label, "test images": TEST_IMAGES[name], "n": found.n.iloc[0]}
+        row = {"experiment": label, "seeds": int(found.seeds.iloc[0])}
+        row |= {"test images": TEST_IMAGES[name], "n": found.n.iloc[0]}
         row |= {condition: f"{values.accuracy[condition]:.4f}" for condition in values.index if condition != DIFFERENCE}
         last = values.loc[[DIFFERENCE]]
         row |= {"difference (95 % interval)": _with_interval(last, "+.4f")[0]}
@@ -50,15 +51,16 @@ def observed_sentence(results: pd.DataFrame, split: str) -> str:
     rows = results.query("part == 'observed' and split == @split")
     accuracy = rows.pivot(index=list(RunKey._fields), columns="test_images", values="accuracy")
     n, change = rows.groupby("test_images").n.first(), accuracy.distinct - accuracy["all"]
-    leaked = "no test image has a near-duplicate in training."
-    if "leaked" in accuracy:
-        leaked = (
-            f"accuracy is {_range(accuracy.leaked)} on the {n.leaked:,} test images with a near-duplicate in training, "
-            f"and {_range(accuracy.others)} on the {n.others:,} others."
-        )
     runs = "1 run" if len(accuracy) == 1 else f"{len(accuracy)} runs"
+    leaked = "No test image has a near-duplicate in training."
+    if "leaked" in accuracy:
+        others = f", and {_range(accuracy.others)} on the {n.others:,} others" if "others" in n else ""
+        leaked = (
+            f"Accuracy is {_range(accuracy.leaked)} on the {n.leaked:,} test images with a near-duplicate in training"
+            f"{others}."
+        )
     return (
-        f"Over {runs}, {leaked} If each photograph counts once, accuracy on the test set changes by "
+        f"Over {runs}: {leaked} If each photograph counts once, accuracy on the test set changes by "
         f"{_range(change, '+.4f')}."
     )
 
@@ -76,10 +78,11 @@ def retrained_sentences(results: pd.DataFrame, split: str) -> list[str]:
             for condition in (AS_IT_IS, WITHOUT_PARTNERS)
         )
         sentences.append(
-            f"{label}: {worth.removed.iloc[0]:,} near-duplicates in training change the accuracy on the "
-            f"{n['leaked']:,} test images that have one by {_with_interval(worth, '+.4f', '95 % interval ')[0]}, which "
-            f"is {on_all:+.4f} of the accuracy on all {n['all']:,}. As it is, accuracy on those test images and on the "
-            f"others is {before}; trained without the near-duplicates, it is {after}."
+            f"{label}, {worth.seeds.iloc[0]:.0f} seeds: {worth.removed.iloc[0]:.0f} near-duplicates in training change "
+            f"the accuracy on the {n['leaked']:,} test images that have one by "
+            f"{_with_interval(worth, '+.4f', '95 % interval ')[0]}, which is {on_all:+.4f} of the accuracy on all "
+            f"{n['all']:,}. As it is, accuracy on those test images and on the others is {before}; trained without the "
+            f"near-duplicates, it is {after}."
         )
     return sentences
 
@@ -91,15 +94,14 @@ def summary(results: pd.DataFrame) -> list[str]:
         parts = set(results.part[results.split == split])
         if "observed" in parts:
             texts.append(f"Observed test accuracy on the {split} split, with 95 % Wilson intervals")
-            texts += [observed_table(results, split).to_string(), observed_sentence(results, split)]
+            texts += [observed_leakage(results, split).to_string(), observed_sentence(results, split)]
         if "retrained" in parts:
-            seeds = results.seeds[results.part == "retrained"].max()
             texts.append(
-                f"Test accuracy on the {split} split, trained again with {seeds} seeds: on all images, without the "
-                "near-duplicates of test images (partners), and without as many other images. The difference is what "
-                "the near-duplicates are worth."
+                f"Test accuracy on the {split} split, trained again: as it is, without the near-duplicates of test "
+                "images (partners), and without as many other images. The difference between the last two is what the "
+                "near-duplicates are worth."
             )
-            texts += [retrained_table(results, split).to_string(), *retrained_sentences(results, split)]
+            texts += [retrained_leakage(results, split).to_string(), *retrained_sentences(results, split)]
     return texts
 
 
