@@ -22,9 +22,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the values into data/animals10-leakage.csv")
     arguments = parser.parse_args()
     try:
+        settings = Settings.from_environment()
+        if arguments.write and settings.max_epochs:
+            raise UserError("--write stores full trainings only: unset ANIMALS10_MAX_EPOCHS, or do without --write.")
         experiments = [parse_experiment(text) for text in arguments.experiments]
         path = LEAKAGE_RESULTS if arguments.write else None
-        measure_leakage(Settings.from_environment(), experiments, arguments.repetitions, path)
+        measure_leakage(settings, experiments, arguments.repetitions, path)
     except UserError as error:
         sys.exit(str(error))
 
