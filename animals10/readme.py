@@ -187,9 +187,9 @@ def near_duplicates(results: pd.DataFrame) -> str:
         f"**Near-duplicates.** In a random split such as the original study's, {n.leaked:,} of {n['all']:,} test "
         f"images ({100 * n.leaked / n['all']:.1f} %) have a near-duplicate in the training set, and {n_runs} "
         f"trained runs are more accurate on these images ({ranges['leaked']}) than on the others ({ranges['others']}). "
-        f"Little of this is leakage: trained again without the near-duplicates, a linear probe loses "
+        f"Only a part of this is leakage: trained again without the near-duplicates, a linear probe loses "
         f"{worth.accuracy:.3f} on these images (95 % interval {worth.low:.3f} to {worth.high:.3f}), which is "
-        f"{on_all:.3f} on all test images. So such images are easier."
+        f"{on_all:.3f} on all test images. Images with near-duplicates are also easier than others."
     )
 
 
