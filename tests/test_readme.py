@@ -52,7 +52,7 @@ def test_a_command_is_known(command):
     done = make("--dry-run", *words)
     assert done.returncode == 0, done.stderr
     for name in re.findall(r"\b([A-Z][A-Z0-9_]+)=", command):
-        assert name in SETTINGS or re.search(rf"\$\({name}\)|^{name} \?=", MAKEFILE, re.MULTILINE)
+        assert name in SETTINGS or re.search(rf"\$\({name}\)|,{name}\)|^{name} \?=", MAKEFILE, re.MULTILINE)
 
 
 def test_each_setting_is_described_and_is_a_variable_of_make():
