@@ -141,7 +141,7 @@ def find_in_folder(raw: Path) -> RawData:
     for path, part in class_folders:
         data.files += tree.walk(path, part)
     if tree.deeper:
-        n, examples = sum(tree.deeper.values()), in_words([*tree.deeper], 3)
+        n, examples = sum(tree.deeper.values()), in_words(sorted(tree.deeper), 3)
         data.messages.append(f"{n:,} files in folders below class folders count for their class: {examples}.")
     if tree.skipped:
         names = in_words(list(dict.fromkeys(path.rpartition("/")[2] for path in tree.skipped)))
@@ -224,7 +224,7 @@ class _Tree:
             folders, files = self.entries(relpath)
             inner = _join(relpath, folders)[0] if len(folders) == 1 else relpath
             inner_folders, inner_files = self.entries(inner)
-            is_class = not inner_folders or (len(inner_folders) == 1 and inner_files)
+            is_class = not inner_folders or (len(inner_folders) == 1 and any(map(is_image_name, inner_files)))
             if self._identity(inner) in seen or is_class or (part and part_of(folders[0]) != part):
                 return relpath, passed
             passed += _join(relpath, files)
