@@ -129,20 +129,6 @@ def processed_names(overview: pd.DataFrame) -> pd.Series:
     return stems.where(~needs_suffix, stems.str[:55] + "-" + digests) + ".jpg"
 
 
-def list_files(folder: Path) -> list[Path]:
-    """Returns everything in a folder, sorted by name, or the folder itself where it may not be read."""
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return [folder]
-
-
-def contains_images(folder: Path) -> bool:
-    """Tells whether a folder contains at least one class folder that is not empty."""
-    folders = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return any(any(list_files(path)) for path in folders)
-
-
 def map_on_all_cores(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
     """Applies a function to all items in threads and shows a progress bar.
 

@@ -44,7 +44,7 @@ def run_notebooks(
     The executed copies are written to the workspace.
 
     Args:
-        settings: The settings; `root` and `raw` reach the notebooks through the environment, like all others.
+        settings: The settings; their paths reach the notebooks through the environment, like all others.
         store: Where outputs are stored as well, after the last notebook: `published` in the notebooks of the
             repository, with the setting `publish` and by `store_published`; `checked` in `tests/notebooks`, by
             `store_checked`.
@@ -59,7 +59,9 @@ def run_notebooks(
     folder = REPOSITORY / "build" / "full" if settings.root == REPOSITORY else settings.root
     with user_facing_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    # Kernels start in the repository, where a relative path would name something else.
     os.environ.update(ANIMALS10_ROOT=str(settings.root), ANIMALS10_RAW=str(settings.raw))
+    os.environ["ANIMALS10_WEIGHTS"] = settings.weights
     if store == "published":
         os.environ["ANIMALS10_PUBLISH"] = "1"
     if is_unattended():  # the kernels of the notebooks cannot tell
@@ -76,8 +78,9 @@ def run_notebooks(
             raise UserError(f"{cell}: {error.ename}: {error.evalue}") from None
     for name in names if store else ():
         if store == "published":
-            private = [settings.root, settings.raw, Path(settings.weights)]
-            store_published(folder / name, REPOSITORY / name, [path for path in private if path.is_absolute()])
+            private = [settings.root, settings.raw, settings.raw_folder, Path(settings.weights)]
+            private = [path for path in private if path.is_absolute() and path.name]
+            store_published(folder / name, REPOSITORY / name, private)
         else:
             store_checked(folder / name, CHECKED / name)
     print_results(settings)

@@ -274,9 +274,10 @@ def plot_predictions(
             _draw_heatmap(line[1], pixels, grad_cam(model, pixels[None])[0])
             line[1].set_title("Grad-CAM, top-1 class", fontsize=9)
         names, shares = zip(*prediction.top(top), strict=True)
-        bars = line[-1].barh(names, shares, color=[BLUE] + [GREY] * (len(names) - 1), height=0.6)
+        bars = line[-1].barh(range(len(names)), shares, color=[BLUE] + [GREY] * (len(names) - 1), height=0.6)
         line[-1].bar_label(bars, [f"{100 * share:.1f} %" for share in shares], padding=4)
         line[-1].set(xlim=(0, 1.18), xticks=[])
+        line[-1].set_yticks(range(len(names)), names)  # now, since `STYLE` does not reach what is made when drawn
         line[-1].invert_yaxis()
         line[-1].spines[["top", "right", "bottom"]].set_visible(False)
         line[-1].tick_params(left=False)

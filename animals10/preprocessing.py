@@ -21,7 +21,6 @@ from animals10.files import (
 )
 from animals10.images import (
     is_up_to_date,
-    list_files,
     map_on_all_cores,
     open_image,
     preprocessing_contract,
@@ -30,64 +29,92 @@ from animals10.images import (
     resize_square,
     save_processed,
 )
+from animals10.label_tables import find_in_table
+from animals10.layouts import RawFile, find_in_folder, in_words
 from animals10.settings import Settings
 
+MOST_LINES = 10  # that are printed about lost classes
 CONTRACT_FILE = "preprocessing.json"  # in data/processed: the contract under which the images there were made
 
 
 def scan_images(settings: Settings) -> pd.DataFrame:
-    """Opens every file in the raw folder and writes `data/overview.csv` and `data/rejected.csv`.
+    """Opens every file of the raw folder or table, and writes `data/overview.csv` and `data/rejected.csv`.
 
-    Only headers are decoded here. Images with damaged pixels are detected by `resize_images`.
+    Only headers are decoded here. Images with damaged pixels are detected by `resize_images`. What a person should know
+    about the layout is printed, one line each; for plain class folders there is nothing to say.
 
     Returns:
-        One row per image, in the order of its relative path: `relpath` (below the raw folder), `name`, `format`
+        One row per image, in the order of its relative path: `relpath` (below `settings.raw_folder`), `name`, `format`
         (Pillow's name), `category`, `width` and `height` (pixels, as stored), `mode` (Pillow's), `channels`, `bytes`
-        and `sha256` of the file.
+        and `sha256` of the file; `part` (`train`, `val` or `test`) if the images came with a split.
 
     Raises:
-        UserError: The raw folder is missing, or it has images of fewer than two classes.
+        UserError: The raw folder or table is missing or unusable, or it has images of fewer than two classes.
     """
     for folder in (settings.root, settings.data):
         remove_stale_temporary_files(folder)
     with user_facing_os_errors(settings.raw, "read"):
-        if not settings.raw.is_dir():
-            raise UserError(f"There is no folder {settings.raw}: put the images there, one folder per class.")
-        entries = sorted(path for path in settings.raw.iterdir() if not path.name.startswith("."))
-        folders = [path for path in entries if path.is_dir()]
-    # Translated only if all names are Italian ones of Animals-10: elsewhere a folder `cane` might hold sugar cane.
-    categories = {folder.name: folder.name for folder in folders}
-    if set(categories) <= set(ITALIAN):
-        categories = dict(zip(ITALIAN, ENGLISH, strict=True))
+        if not settings.raw.exists():
+            what = "folder" if settings.raw.suffix != ".csv" else "folder or table"
+            raise UserError(f"There is no {what} {settings.raw}: put the images there, one folder per class.")
+        is_table = settings.raw.is_file()
+        found = find_in_table(settings.raw, settings.table_columns) if is_table else find_in_folder(settings.raw)
+    raw_folder = settings.raw_folder
 
-    def inspect(path: Path) -> dict[str, Any]:
-        row: dict[str, Any] = {"relpath": path.relative_to(settings.raw).as_posix(), "name": path.name}
-        if path.parent == settings.raw:
-            return row | {"reason": "unreadable class folder" if path in folders else "not in a class folder"}
+    def inspect(file: RawFile) -> dict[str, Any]:
+        path, row = raw_folder / file.relpath, dict(vars(file))
+        if file.reason:
+            return row
         try:
             with open_image(path) as image:
-                row |= {"format": image.format, "category": categories[path.parent.name]}
+                row |= {"name": path.name, "format": image.format}
                 row |= {"width": image.width, "height": image.height, "mode": image.mode}
                 row |= {"channels": len(image.getbands()), "bytes": path.stat().st_size}
                 return row | {"sha256": file_sha256(path)}
         except Exception as error:  # one bad file must not stop the scan: it is recorded
             return row | {"reason": rejection_reason(error)}
 
-    paths = [path for path in entries if path not in folders]
-    paths += [path for folder in folders for path in list_files(folder)]
-    columns = "relpath name format category width height mode channels bytes sha256 reason".split()
-    rows = map_on_all_cores(inspect, paths, "scan")
-    table = pd.DataFrame(rows, columns=columns).sort_values("relpath", ignore_index=True)
-    rejected = table[table.reason.notna()].assign(stage="scan")[["relpath", "stage", "reason"]]
-    overview = table[table.reason.isna()].drop(columns="reason").reset_index(drop=True)
+    columns = "relpath name format category width height mode channels bytes sha256 part reason".split()
+    rows = map_on_all_cores(inspect, found.files, "scan")
+    table = pd.DataFrame(rows, columns=columns).sort_values("relpath", kind="stable", ignore_index=True)
+    is_usable = table.reason == ""
+    rejected, overview = table[~is_usable].assign(stage="scan"), table[is_usable].reset_index(drop=True)
+    overview = overview.drop(columns="reason" if found.has_split else ["part", "reason"])
     overview = overview.astype(dict.fromkeys(("width", "height", "channels", "bytes"), int))
-    write_table(rejected, settings.data / "rejected.csv")
-    if overview.category.nunique() < 2:
-        raise UserError(
-            f"{settings.raw} has {len(overview)} usable images of {overview.category.nunique()} classes (and "
-            f"{len(rejected)} rejected files); it needs at least two folders with images, named after their classes."
-        )
+    write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
+    for line in [*found.messages, *_lost_classes(rejected, overview)]:
+        print(line)
+    classes = set(overview.category)
+    if len(classes) < 2:
+        raise _too_few_classes(settings, overview, len(rejected))
+    # Translated only if all names are Italian ones of Animals-10: elsewhere a folder `cane` might hold sugar cane.
+    if classes <= set(ITALIAN):
+        overview["category"] = overview.category.map(dict(zip(ITALIAN, ENGLISH, strict=True)))
+    elif others := sorted(classes - set(ITALIAN)) if classes > set(ITALIAN) else []:
+        print(f"The classes of Animals-10 keep their Italian names, since others lie beside them: {in_words(others)}.")
     return write_table(overview, settings.data / "overview.csv")
+
+
+def _lost_classes(rejected: pd.DataFrame, images: pd.DataFrame) -> list[str]:
+    """Returns a line for each class that has rejected files and no image."""
+    lost = rejected[(rejected.category != "") & ~rejected.category.isin(images.category)]
+    lines = []
+    for category, files in lost.groupby("category"):
+        counts = files.reason.str.replace(r" \(line \d+ of .*", "", regex=True).value_counts()
+        reasons = ", ".join([f"{n} × {reason}" for reason, n in counts[:3].items()] + ["…"] * (len(counts) > 3))
+        lines.append(f"{in_words([category])} is no class, since it has no usable image: {reasons}.")
+    more = [f"… and {len(lines) - MOST_LINES} more such folders or labels, see rejected.csv."]
+    return lines[:MOST_LINES] + more * (len(lines) > MOST_LINES)
+
+
+def _too_few_classes(settings: Settings, overview: pd.DataFrame, n_rejected: int) -> UserError:
+    found = f"{settings.raw} has {len(overview)} usable images of {overview.category.nunique()} classes (and "
+    found += f"{n_rejected} rejected files); it needs at least two "
+    if settings.raw.is_file():
+        return UserError(f"{found}labels with images. {display_path(settings.data / 'rejected.csv')} names the others.")
+    tables = sorted(settings.raw.glob("*.csv"))
+    hint = f" If {tables[0].name} holds their labels, name it: RAW={tables[0]}." if tables else ""
+    return UserError(f"{found}folders with images, named after their classes.{hint}")
 
 
 def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
@@ -103,8 +130,8 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per processed image, in the order of `relpath`: `relpath` (below `data/processed`), `name`, `category`,
-        `label` (position of the category in alphabetical order), `width`, `height`, `source` (below the raw folder) and
-        `sha256` (of the source).
+        `label` (position of the category in alphabetical order), `width`, `height`, `source` (below
+        `settings.raw_folder`) and `sha256` (of the source).
 
     Raises:
         UserError: The workspace has processed images of another size, or a class has the name of a file of ours.
@@ -125,13 +152,15 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     for category in plan.category.unique():
         remove_stale_temporary_files(processed / category)
 
+    raw_folder = settings.raw_folder
+
     def make(row: Any) -> str | None:
         """Makes one processed image; returns the reason if it could not."""
         target = processed / row.relpath
         if is_up_to_date(target, row.sha256, size):
             return None
         try:
-            with open_image(settings.raw / row.source) as raw_image:
+            with open_image(raw_folder / row.source) as raw_image:
                 image = resize_square(raw_image, size)
         except Exception as error:  # as in the scan
             return rejection_reason(error)
@@ -143,6 +172,8 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     failed = plan[plan.reason.notna()].assign(stage="resize", relpath=lambda failed: failed.source)
     rejected = pd.concat([read_table(settings.data / "rejected.csv").query("stage == 'scan'"), failed])
     write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
+    for line in _lost_classes(failed, plan[plan.reason.isna()]):
+        print(line)
     done = plan[plan.reason.isna()].sort_values("relpath", ignore_index=True).assign(width=size, height=size)
     done["label"] = done.category.rank(method="dense").astype(int) - 1
     return write_table(done["relpath name category label width height source sha256".split()], table_path)

@@ -64,7 +64,9 @@ class ResultRow:
     keras: str = field(metadata=_column("Keras", "version"))
     commit: str = field(metadata=_column("commit", "of this repository"))
     data_sha256: str = field(metadata=_column("data checksum", "of the images and their split"))
-    split: str = field(metadata=_column("split", "grouped: near-duplicates together; published: as the original; own"))
+    split: str = field(
+        metadata=_column("split", "grouped: near-duplicates together; published: as the original; given; own")
+    )
     data_share: str = field(metadata=_column("share of Animals-10", "files of Animals-10 that were there; else empty"))
     epochs_cap: int | None = field(metadata=_column("cap on epochs", "of a trial that ANIMALS10_MAX_EPOCHS shortened"))
 

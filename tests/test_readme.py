@@ -54,7 +54,7 @@ def test_a_command_is_known(command):
     done = make("--dry-run", *words)
     assert done.returncode == 0, done.stderr
     for name in re.findall(r"\b([A-Z][A-Z0-9_]+)=", command):
-        assert name in SETTINGS or re.search(rf"\$\({name}\)|^{name} \?=", MAKEFILE, re.MULTILINE)
+        assert name in SETTINGS or re.search(rf"\$\({name}\)|,{name}\)|^{name} \?=", MAKEFILE, re.MULTILINE)
 
 
 def test_each_setting_is_described_and_is_a_variable_of_make():
@@ -73,6 +73,23 @@ def test_targets_are_listed_and_the_feature_cache_can_be_deleted(tmp_path):
     cache.mkdir(parents=True)
     assert make("clean-cache", f"ROOT={tmp_path}").returncode == 0
     assert (tmp_path / "data").exists() and not cache.parent.exists()
+
+
+def test_values_reach_the_scripts_as_they_are(tmp_path, monkeypatch):
+    """Whatever a path holds, the command line of a target is one that the shell takes apart as it was meant."""
+    odd = "/data/it's $my `pictures`; #1, (old)"
+    line = make("--dry-run", "full", f"RAW={odd}", f"WEIGHTS={odd}", "ONLY=a,").stdout.splitlines()[-1]
+    words = shlex.split(line)
+    assert {f"ANIMALS10_RAW={odd}", f"ANIMALS10_WEIGHTS={odd}", "ANIMALS10_ONLY=a,"} <= set(words)
+    lines = make("--dry-run", "classify", f"MODEL={odd}", f"CSV={odd}", "IMAGES='*.png' b").stdout
+    assert shlex.split(lines[lines.index("ANIMALS10_") :])[3:] == ["--csv", odd, "\n", odd, "*.png", "b"]
+
+
+def test_the_feature_cache_of_a_workspace_below_the_home_folder_is_deleted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = tmp_path / "it's" / "data" / "features"
+    cache.mkdir(parents=True)
+    assert make("clean-cache", "ROOT=~/it's").returncode == 0 and not cache.exists()
 
 
 def test_scripts_of_the_targets_are_there():
