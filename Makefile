@@ -113,7 +113,7 @@ sample: $(READY) ## draw the images of the sample again (needs the font Noto Col
 export: $(EXTRAS) ## export, check and time a model: MODEL=<id, run or .keras file> FORMAT=litert,litert8,onnx ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/export.py $(call option,--format,FORMAT) $(call quote,MODEL)
 
-extras: $(EXTRAS) ## install what make demo, make export and TensorBoard need in addition
+extras: $(EXTRAS) ## install what make demo, make export, TensorBoard and HEIC images need in addition
 
 lock: $(READY) ## update requirements.lock, the pinned dependencies of both requirements files (needs uv)
 	@grep -hv '^-' requirements.txt requirements-extras.txt | uv pip compile --universal --python-version 3.11 --quiet \

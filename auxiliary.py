@@ -10,7 +10,7 @@ from animals10.environment import configure_device
 
 # images: scan, resize, check, split
 from animals10.dataset import download
-from animals10.images import open_image, to_rgb
+from animals10.decoding import open_image, to_rgb
 from animals10.preprocessing import resize_images, scan_images
 from animals10.reference import compare_with_reference
 from animals10.quality import check_images, issues, leakage, near_duplicates

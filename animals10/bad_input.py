@@ -4,10 +4,13 @@ Every good image is processed, every bad file is recorded, and no raw file is mo
 folders, the stress test thousands.
 """
 
+import base64
 import contextlib
 import hashlib
 import io
 import shutil
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +75,107 @@ GOOD = [(mode, file_format) for file_format, modes in MODES.items() for mode in 
 BOMB = _decompression_bomb()
 
 
+def tiff_file(pixels: bytes, **tags: int | Sequence[int]) -> bytes:
+    """Returns an uncompressed TIFF file of 8 × 6 pixels.
+
+    Args:
+        pixels: All samples, little-endian.
+        tags: Values by tag, such as `t262=1`; without a value of its own, a grey image of 8 bits whose 0 is black.
+    """
+    given = {int(name[1:]): value for name, value in tags.items()}
+    values = {256: 8, 257: 6, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 6, 279: len(pixels)} | given
+    start = 8 + len(pixels)
+    directory, beyond = struct.pack("<H", len(values)), b""
+    for tag, value in sorted(values.items()):
+        shorts = [value] if isinstance(value, int) else list(value)
+        data = struct.pack(f"<{len(shorts)}H", *shorts)
+        if len(data) > 4:
+            beyond, data = beyond + data, struct.pack("<I", start + 6 + 12 * len(values) + len(beyond))
+        directory += struct.pack("<HHI", tag, 3, len(shorts)) + data.ljust(4, b"\0")
+    return struct.pack("<2sHI", b"II", 42, start) + pixels + directory + bytes(4) + beyond
+
+
+def png_file(bits: int, colour_type: int, rows: Sequence[bytes], **chunks: bytes) -> bytes:
+    """Returns a PNG file 8 pixels wide with the given rows; `chunks`, by name, come before its pixels."""
+    header = struct.pack(">IIBBBBB", 8, len(rows), bits, colour_type, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    file = b"\x89PNG\r\n\x1a\n"
+    for name, content in {"IHDR": header, **chunks, "IDAT": data, "IEND": b""}.items():
+        body = name.encode() + content
+        file += struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+    return file
+
+
+def bmp_file(bits: int, pixels: bytes, palette: bytes = b"", masks: Sequence[int] = ()) -> bytes:
+    """Returns a BMP file of 8 × 6 pixels, with bit masks of the colours if they are given."""
+    header = struct.pack("<IiiHHIIiiII", 108 if masks else 40, 8, 6, 1, bits, 3 if masks else 0, 0, 0, 0, 0, 0)
+    header = (header + struct.pack(f"<{len(masks)}I", *masks)).ljust(108 if masks else 40, b"\0")
+    if palette:
+        header = header[:32] + struct.pack("<I", len(palette) // 4) + header[36:]
+    start = 14 + len(header) + len(palette)
+    return b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + header + palette + pixels
+
+
+def jpeg_with(segment: bytes, marker: int = 0xE1, seed: int = 1, mode: str = "RGB") -> bytes:
+    """Returns a JPEG with one more segment at its beginning, such as EXIF data."""
+    jpeg = encoded_image(mode, "JPEG", seed)
+    return jpeg[:2] + struct.pack(">BBH", 255, marker, len(segment) + 2) + segment + jpeg[2:]
+
+
+def exif_data(orientation: int, *entries: tuple[int, int, int, int]) -> bytes:
+    """Returns EXIF data with an orientation and other entries: tag, type, count, and value or offset."""
+    rows = sorted([*entries, (0x0112, 3, 1, orientation)])
+    packed = b"".join(struct.pack("<HHII", *row) for row in rows)
+    return b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, len(rows)) + packed + bytes(4)
+
+
+# Entries such as programs have written: of no known type, bytes where a number belongs, a number where a text belongs.
+ODD_ENTRIES = ((0x010F, 99, 1, 0), (0x0128, 7, 2, 3), (0x0131, 5, 1, 8), (0x8769, 6, 1, 2**32 - 1))
+
+
+def jpeg_bomb() -> bytes:
+    """Returns a small JPEG that claims to have 65,000 × 65,000 pixels."""
+    jpeg = encoded_image("RGB", "JPEG", 1)
+    at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:at] + struct.pack(">HH", 65_000, 65_000) + jpeg[at + 4 :]
+
+
+# 32 × 24 pixels, the upper half blue, the lower half orange.
+HEIC = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAAAA"
+    "AERAAAEAAQAAAAABoAABAAAAAAAAAFkAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/GlwcnAAAADc"
+    "aXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQApQgEBA3AAAAMAkAAAAwAA"
+    "AwAeoCCBBZbqrprm4CGgwIAAAAyAAAADAIRiAAEABkQBwXPBiQAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAAChjbGFw"
+    "AAAAIAAAAAEAAAAYAAAAAf///+AAAAAC////2AAAAAIAAAAQcGl4aQAAAAADCAgIAAAAGGlwbWEAAAAAAAAAAQABBYECAwWEAAAAYW1kYXQAAABV"
+    "KAGvEyGjbGjlMjb/taRAiMLJtjD6nhQCdB2MhskfhdzFugy0JBlK+aX4UxpjGyo1cHEuRqqqYNZm3y6dpdviiRjiGTbUE4HQ1GUmfP/TUI3+2oiP"
+    "bg=="
+)
+MASKS = 0xFF0000, 0xFF00, 0xFF, 0xFF000000
+
+
+def odd_images(seed: int) -> dict[str, tuple[bytes, bool]]:
+    """Returns files of rare kinds by name, with random pixels, and whether they must be processed."""
+    data = np.random.default_rng(seed).bytes(8 * 6 * 8)
+    greys = struct.pack("<3I", 0, 0x010101, 0x020202)
+    return {
+        "BMP with alpha bytes of 0": (bmp_file(32, data[:192], masks=MASKS), True),
+        "BMP that Pillow misreads": (bmp_file(8, bytes(48), greys[:8].replace(b"\1", b"\xff")), False),
+        "TIFF of 16 bits, 0 is white": (tiff_file(data[:96], t258=16, t262=0), True),
+        "TIFF of 12 bits": (tiff_file(data[:72], t258=12), True),
+        "TIFF of CIELab": (tiff_file(data[:144], t258=(8, 8, 8), t262=8, t277=3), True),
+        "TIFF of signed numbers": (tiff_file(data[:96], t258=16, t339=2), False),
+        "TIFF of planes of 16 bits": (tiff_file(data[:288], t258=(16,) * 3, t262=2, t277=3, t284=2), False),
+        "preview of a camera raw file": (tiff_file(data[:48], t254=1), False),
+        "PNG of 2 bits, one grey transparent": (png_file(2, 0, [data[:2]] * 6, tRNS=b"\0\3"), True),
+        "PNG of 16 bits, one grey transparent": (png_file(16, 0, [data[:16]] * 6, tRNS=data[:2]), True),
+        "PNG of 16-bit colours, one transparent": (png_file(16, 2, [data[:48]] * 6, tRNS=data[:6]), False),
+        "JPEG with odd EXIF data": (jpeg_with(exif_data(6, *ODD_ENTRIES), seed=seed), True),
+        "JPEG with a cut Photoshop block": (jpeg_with(b"Photoshop 3.0\x008BIM\4\4", 0xED, seed), True),
+        "JPEG of 65,000 × 65,000 pixels": (jpeg_bomb(), False),
+        "HEIC": (HEIC, "HEIF" in Image.OPEN),
+    }
+
+
 @dataclass(frozen=True)
 class File:
     """A file in a class folder.
@@ -120,13 +224,16 @@ def file_names(draw: st.DrawFn) -> str:
 
 @st.composite
 def files(draw: st.DrawFn) -> File:
-    """Draws a good image, a damaged one, or a file that is not an image."""
+    """Draws a good image, one of a rare kind, a damaged one, or a file that is not an image."""
     name, seed = draw(file_names()), draw(st.integers(0, 999))
     mode, file_format = draw(st.sampled_from(GOOD))
     still = st.builds(encoded_image, st.just(mode), st.just(file_format), st.just(seed))
     animated = st.sampled_from(["GIF", "WEBP"]).map(lambda file_format: _animated_image(file_format, seed))
     content = draw(st.one_of(still, animated))
-    damage = draw(st.sampled_from("none none none cut flip zero text folder link dangling bomb float".split()))
+    damage = draw(st.sampled_from("none none none odd odd cut flip zero text folder link dangling bomb float".split()))
+    if damage == "odd":
+        content, is_good = draw(st.sampled_from(list(odd_images(seed).values())))
+        return File(name, content, good=is_good)
     if damage == "cut":
         return File(name, content[: draw(st.integers(0, len(content) - 1))], good=None)
     if damage == "flip":

@@ -1,12 +1,17 @@
 """From raw to processed images: scan every file, then make a square RGB JPEG of each image."""
 
+import hashlib
+import io
 import shutil
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from animals10.dataset import ENGLISH, ITALIAN
+from animals10.decoding import open_image, read_file
 from animals10.files import (
     UserError,
     atomic_write,
@@ -20,13 +25,12 @@ from animals10.files import (
     write_table,
 )
 from animals10.images import (
-    is_up_to_date,
+    crc32_if_up_to_date,
     map_on_all_cores,
-    open_image,
     preprocessing_contract,
     processed_names,
+    read_square,
     rejection_reason,
-    resize_square,
     save_processed,
 )
 from animals10.label_tables import find_in_table
@@ -121,7 +125,8 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     """Makes a square RGB JPEG of every image, on all cores, and writes `data/processed-overview.csv`.
 
     A processed image carries the checksum of its source as JPEG comment; images that are up to date are not made again.
-    If the preprocessing contract has changed, all images are made anew. Images that cannot be decoded are added to
+    `data/processed-crc32.csv` has the CRC-32 of each processed file, by which damaged ones are found and made anew. If
+    the preprocessing contract has changed, all images are made anew. Images that cannot be decoded are added to
     `data/rejected.csv`.
 
     Args:
@@ -131,13 +136,14 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per processed image, in the order of `relpath`: `relpath` (below `data/processed`), `name`, `category`,
         `label` (position of the category in alphabetical order), `width`, `height`, `source` (below
-        `settings.raw_folder`) and `sha256` (of the source).
+        `settings.raw_folder`) and `sha256` (of the bytes from which it was made, also if the source has changed since
+        the scan).
 
     Raises:
         UserError: The workspace has processed images of another size, or a class has the name of a file of ours.
     """
     processed, size = settings.data / "processed", settings.image_size
-    table_path = settings.data / "processed-overview.csv"
+    table_path, crc32_path = settings.data / "processed-overview.csv", settings.data / "processed-crc32.csv"
     if table_path.exists() and set(read_table(table_path).width) - {size}:
         raise UserError(
             f"{display_path(processed)} has images of another size than ANIMALS10_IMAGE_SIZE={size}: "
@@ -149,26 +155,36 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     plan["name"] = processed_names(overview)
     plan["relpath"] = plan.category + "/" + plan.name
     _apply_contract(settings.data)
+    known = _known_crc32(crc32_path)
     for category in plan.category.unique():
         remove_stale_temporary_files(processed / category)
 
     raw_folder = settings.raw_folder
 
-    def make(row: Any) -> str | None:
-        """Makes one processed image; returns the reason if it could not."""
+    def make(row: Any) -> dict[str, Any]:
+        """Makes one processed image unless it is up to date; returns checksums, or the reason if it could not."""
         target = processed / row.relpath
-        if is_up_to_date(target, row.sha256, size):
-            return None
+        crc32 = crc32_if_up_to_date(target, row.sha256, size, known.get((row.relpath, row.sha256)))
+        if crc32 is not None:
+            return {"crc32": crc32}
         try:
-            with open_image(raw_folder / row.source) as raw_image:
-                image = resize_square(raw_image, size)
+            content = read_file(raw_folder / row.source)
+            sha256 = hashlib.sha256(content).hexdigest()
+            image = read_square(content, size)
         except Exception as error:  # as in the scan
-            return rejection_reason(error)
-        with atomic_write(target) as temporary:
-            save_processed(image, temporary, comment=row.sha256)
-        return None
+            return {"reason": rejection_reason(error)}
+        with io.BytesIO() as file:
+            save_processed(image, file, comment=sha256)
+            with atomic_write(target) as temporary:
+                temporary.write_bytes(file.getbuffer())
+            return {"sha256": sha256, "crc32": zlib.crc32(file.getbuffer())}
 
-    plan["reason"] = map_on_all_cores(make, list(plan.itertuples()), "resize")
+    made = pd.DataFrame(map_on_all_cores(make, list(plan.itertuples()), "resize"), index=plan.index)
+    made = made.reindex(columns=["reason", "sha256", "crc32"])
+    plan["reason"], plan["crc32"], scanned = made.reason, made.crc32, plan.sha256
+    plan["sha256"] = made.sha256.fillna(scanned)
+    if changed := (plan.sha256 != scanned).sum():
+        print(f"{changed} files have changed since the scan; run this again to update data/overview.csv.")
     failed = plan[plan.reason.notna()].assign(stage="resize", relpath=lambda failed: failed.source)
     rejected = pd.concat([read_table(settings.data / "rejected.csv").query("stage == 'scan'"), failed])
     write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
@@ -176,7 +192,16 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
         print(line)
     done = plan[plan.reason.isna()].sort_values("relpath", ignore_index=True).assign(width=size, height=size)
     done["label"] = done.category.rank(method="dense").astype(int) - 1
+    write_table(done[["relpath", "sha256", "crc32"]].astype({"crc32": int}), crc32_path)
     return write_table(done["relpath name category label width height source sha256".split()], table_path)
+
+
+def _known_crc32(path: Path) -> dict[tuple[str, str], int]:
+    """Returns the CRC-32 of processed files by relpath and checksum of the source; empty if there is no sound table."""
+    with suppress(UserError, FileNotFoundError, AttributeError, ValueError):
+        table = read_table(path)
+        return dict(zip(zip(table.relpath, table.sha256), map(int, table.crc32)))
+    return {}
 
 
 def _apply_contract(data: Path) -> None:

@@ -151,6 +151,11 @@ def test_the_confusion_matrix_shows_shares_and_counts(tmp_path):
     assert "1" not in texts(many) and "<colorbar>" in [axis.get_label() for axis in many.axes]
 
 
+def test_large_images_are_drawn_as_thumbnails(tmp_path, draw):
+    figure = aux.plot_images([draw(tmp_path / "large.jpg", size=(1200, 900))], ["large"])
+    assert figure.axes[0].images[0].get_array().shape == (300, 400, 3)
+
+
 def test_the_most_confident_errors_come_first(tmp_path, draw):
     pairs = [("cat", "dog"), ("dog", "cat"), ("cat", "$5$"), ("cat", "cat")]
     run = write_run(tmp_path / "run", pairs, confidence=[0.4, 0.9, 0.6, 1.0])
