@@ -233,6 +233,7 @@ def test_names_of_parts():
 def test_split_folders_are_used_as_the_split(workspace, raw, fill, capsys, folders):
     for folder, n in zip(folders, (6, 2, 3), strict=True):
         fill(raw / folder, n)
+    (raw / folders[0] / "cat" / "05.jpg").rename(raw / folders[0] / "cat" / "return\r.jpg")  # all values are quoted
     same = (raw / folders[0] / "cat" / "00.jpg").read_bytes()
     (raw / folders[2] / "cat" / "00.jpg").write_bytes(same)
     prepare(workspace)
