@@ -4,14 +4,14 @@ import csv
 import io
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from animals10.files import UserError, one_line, user_facing_os_errors
-from animals10.layouts import RawData, RawFile, in_words, is_image_name, is_system_entry, part_of, readable
+from animals10.layouts import RawData, RawFile, class_name, in_words, is_image_name, is_system_entry, part_of
 
 # Names by which columns are recognised, the clearest first; compared by their letters, in lower case.
 FILE_COLUMNS = """file filename filepath files filenames filepaths path paths relpath imagepath imagepaths imgpath
@@ -59,10 +59,11 @@ def find_in_table(path: Path, columns: Sequence[str] = ()) -> RawData:
             data.messages[0] += f"; {split_column} does not tell training from validation or test images"
             split_column = ""
     data.messages[0] += "."
-    categories = {label: readable(label).replace("/", "_") for label in table.values(label_column)}
-    if changed := [label for label, category in categories.items() if "/" in label]:
-        if len(set(categories.values())) < len(categories):
-            raise UserError(f"{path}: {in_words(changed)} and another label differ in / and _ alone: rename one.")
+    categories = {label: class_name(label).replace("/", "_") for label in table.values(label_column)}
+    if changed := [label for label in categories if "/" in label]:
+        used = Counter(categories.values())
+        if doubled := [label for label in changed if used[categories[label]] > 1]:
+            raise UserError(f"{path}: {in_words(doubled)} and another label differ in / and _ alone: rename one.")
         data.messages.append(f"Classes name folders, so that / in labels becomes _: {in_words(sorted(changed))}.")
     folder, named, usable = str(path.parent).rstrip("/"), set(), defaultdict[str, list[tuple[int, RawFile]]](list)
     for line, row in table.rows:
@@ -74,7 +75,7 @@ def find_in_table(path: Path, columns: Sequence[str] = ()) -> RawData:
             reason = reason or ("" if file.part else f"{row[split_column]!r} is not train, val or test")
         if not file.category:
             reason = reason or "no label"
-        elif file.category in (".", "..") or "\0" in file.category or len(file.category.encode()) > 255:
+        elif file.category in (".", "..") or "\0" in file.category:
             reason = reason or "the label cannot be the name of a folder"
         if None in row:
             reason = "more values than the header has columns"

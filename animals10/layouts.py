@@ -4,8 +4,10 @@ A raw folder has one folder per class, or `train/`, `val/` and `test/` with clas
 table of files and labels instead. No image is opened here.
 """
 
+import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +87,17 @@ def part_of(name: str) -> str:
 def readable(name: str) -> str:
     r"""Returns a name with bytes that are not UTF-8 spelled out (`caf\xe9`), so that it can be printed and stored."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def class_name(name: str) -> str:
+    """Returns the class that a folder or label names: readable, in Unicode's form NFC, and short enough for a folder.
+
+    A name from macOS (NFD) and the same name from elsewhere are one class.
+    """
+    text = unicodedata.normalize("NFC", readable(name))
+    if len(text.encode()) <= 255:
+        return text
+    return f"{text.encode()[:240].decode(errors='ignore')}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def in_words(names: Sequence[str], most: int = 5) -> str:
@@ -233,7 +246,7 @@ class _Tree:
 
     def walk(self, class_folder: str, part: str) -> list[RawFile]:
         """Returns the files of a class, those in folders below included. A folder that is linked twice counts once."""
-        category, files = readable(class_folder.rpartition("/")[2]), list[RawFile]()
+        category, files = class_name(class_folder.rpartition("/")[2]), list[RawFile]()
         waiting, links, seen = [class_folder], list[str](), {self._identity("")}
         while waiting or links:
             folder = waiting.pop() if waiting else links.pop()  # so that a folder counts rather than a link to it

@@ -94,8 +94,9 @@ def scan_images(settings: Settings) -> pd.DataFrame:
     # Translated only if all names are Italian ones of Animals-10: elsewhere a folder `cane` might hold sugar cane.
     if classes <= set(ITALIAN):
         overview["category"] = overview.category.map(dict(zip(ITALIAN, ENGLISH, strict=True)))
-    elif others := sorted(classes - set(ITALIAN)) if classes > set(ITALIAN) else []:
-        print(f"The classes of Animals-10 keep their Italian names, since others lie beside them: {in_words(others)}.")
+    elif classes > set(ITALIAN):
+        others = in_words(sorted(classes - set(ITALIAN)))
+        print(f"The classes of Animals-10 keep their Italian names, since others lie beside them: {others}.")
     return write_table(overview, settings.data / "overview.csv")
 
 

@@ -1,5 +1,6 @@
 """Training, validation and test set: how they are drawn, checked and read, and how a training set is resampled."""
 
+import csv
 import hashlib
 import os
 from collections.abc import Mapping
@@ -170,8 +171,8 @@ def _came_with_split(settings: Settings) -> bool:
     path = settings.data / "overview.csv"
     if not path.exists():
         return False
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        return "part" in file.readline().strip().split(",")
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return "part" in next(csv.reader(file), ())
 
 
 def complete_split(settings: Settings, overview: pd.DataFrame) -> dict[str, pd.DataFrame]:

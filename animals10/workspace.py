@@ -85,7 +85,7 @@ class Workspace:
     def is_selected(self, experiment: Experiment) -> bool:
         """Tells whether `ANIMALS10_ONLY` and `ANIMALS10_PUBLISH` let an experiment be trained."""
         only, publish = self.settings.only, self.settings.publish
-        return not publish and (not only or experiment.id in ((only,) if isinstance(only, str) else only))
+        return not publish and (not only or experiment.id in only)
 
     def is_current(self, experiment: Experiment) -> bool:
         """Tells whether an experiment is finished, and started from the weights that its parent has now."""

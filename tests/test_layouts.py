@@ -1,6 +1,7 @@
 """Folders as people have them: split folders, folders below classes, what systems leave, links, odd names."""
 
 import os
+import unicodedata
 
 import pytest
 
@@ -49,7 +50,7 @@ def prepare(settings):
 
 def test_folders_without_images_leave_the_ten_classes_english(workspace, raw, fill, capsys):
     fill(raw, names=ITALIAN)
-    for name in ("__MACOSX/cane/._00.jpg", "docs/readme.txt", "phone/1.heic", "phone/2.heic", ".git/config"):
+    for name in ("__MACOSX/cane/._00.jpg", "docs/readme.txt", "phone/1.mov", "phone/2.mov", ".git/config"):
         (raw / name).parent.mkdir(parents=True, exist_ok=True)
         (raw / name).write_text("no image")
     (raw / "empty").mkdir()
@@ -62,7 +63,7 @@ def test_folders_without_images_leave_the_ten_classes_english(workspace, raw, fi
         "empty is no class, since it has no usable image: 1 × a folder without files.",
         "phone is no class, since it has no usable image: 2 × not an image in a known format.",
     ]
-    assert set(rejected(workspace)) == {"docs/readme.txt", "empty", "phone/1.heic", "phone/2.heic"}
+    assert set(rejected(workspace)) == {"docs/readme.txt", "empty", "phone/1.mov", "phone/2.mov"}
 
 
 def test_another_class_beside_the_ten_keeps_all_folder_names_with_a_message(workspace, raw, fill, capsys):
@@ -172,6 +173,24 @@ def test_a_class_name_that_is_not_utf_8_is_spelled_out(workspace, raw, fill):
     assert r"caf\xe9/" in texts
 
 
+def test_a_class_name_of_macos_and_the_same_of_linux_are_one_class(workspace, raw, fill):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    fill(raw / "train", 3, names=("dog", composed))
+    fill(raw / "test", 3, names=("dog", decomposed))
+    processed = prepare(workspace)
+    assert set(processed.category) == {"dog", composed} and len(processed) == 12 and processed.relpath.is_unique
+
+
+def test_a_class_name_that_gets_too_long_is_shortened(workspace, raw, fill):
+    fill(raw)
+    for end in (b"1", b"2"):
+        folder = os.fsencode(raw) + b"/" + b"\xe9" * 250 + end
+        os.mkdir(folder)  # noqa: PTH102
+        with open(folder + b"/a.jpg", "wb") as file:  # noqa: PTH123
+            file.write((raw / "dog" / "00.jpg").read_bytes() + end)
+    assert prepare(workspace).category.nunique() == 4
+
+
 @pytest.mark.parametrize("name", ["NA", "nan", "7", "1e5", "None", "train"])
 def test_classes_of_any_name_are_split(workspace, raw, fill, name):
     fill(raw, 12, names=("cat", name))
@@ -214,6 +233,7 @@ def test_names_of_parts():
 def test_split_folders_are_used_as_the_split(workspace, raw, fill, capsys, folders):
     for folder, n in zip(folders, (6, 2, 3), strict=True):
         fill(raw / folder, n)
+    (raw / folders[0] / "cat" / "05.jpg").rename(raw / folders[0] / "cat" / "return\r.jpg")  # all values are quoted
     same = (raw / folders[0] / "cat" / "00.jpg").read_bytes()
     (raw / folders[2] / "cat" / "00.jpg").write_bytes(same)
     prepare(workspace)

@@ -62,6 +62,19 @@ def test_two_classes_of_any_name_go_through_all_notebooks(tmp_path, draw):
         assert shown.count(f"'alt': '{figure}") == 2
 
 
+def test_paths_reach_the_kernels_as_absolute_ones(tmp_path, monkeypatch):
+    for name in ("ROOT", "RAW", "WEIGHTS"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"ANIMALS10_{name}", name)
+    seen = {}
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: seen.update(os.environ))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.chdir(tmp_path)  # kernels start in the repository
+    notebooks.run_notebooks(aux.Settings.from_environment())
+    for name in ("ROOT", "RAW", "WEIGHTS"):
+        assert seen[f"ANIMALS10_{name}"] == str(tmp_path / name)
+
+
 # ── Notebooks of one's own ────────────────────────────────────────────────────────────────────────────────────────────
 
 OWN_CELLS = [
