@@ -81,7 +81,7 @@ def open_image(source: str | Path | bytes) -> Image.Image:
     try:
         _check_size(image)
         _check_kind(image)
-    except ValueError:
+    except Exception:
         image.close()
         raise
     return image
@@ -230,12 +230,12 @@ def _prepare(image: Any) -> None:
         colours = image.tag_v2.get(COLOUR_MAP, ())
         if image.mode in ("P", "PA") and 0 < max(colours, default=0) < 256:  # 8 bits, where 16 are specified
             image.palette = ImagePalette.raw("RGB;L", bytes(colours))
-        # Pillow reads all EXIF data once the pixels are decoded, and odd values would lose the image.
+        # Pillow reads all metadata once the pixels are decoded, and odd ones would lose the image.
+        if not isinstance(image.info.get("xmp"), bytes):
+            image.info.pop("xmp", None)
         exif = image.getexif()
         for group in TiffTags.TAGS_V2_GROUPS:
             exif.pop(group, None)
-        if not isinstance(image.info.get("xmp"), bytes):
-            image.info.pop("xmp", None)
 
 
 def _orientation(image: Image.Image) -> Any:
