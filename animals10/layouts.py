@@ -106,17 +106,20 @@ def in_words(names: Sequence[str], most: int = 5) -> str:
 
 
 def has_class_folders(folder: Path) -> bool:
-    """Tells whether a folder has folders that are not empty."""
+    """Tells whether a folder has folders that are not empty, or may not be read."""
     tree = _Tree(folder)
-    return folder.is_dir() and any(any(tree.entries(name)) for name in tree.entries("")[0])
+    try:
+        folders, _ = tree.entries("")
+    except OSError:
+        return os.path.isdir(folder)  # noqa: PTH112 - a Path raises an error below a folder that may not be entered
+    return any(any(tree.entries(name)) for name in folders)
 
 
 def contains_images(folder: Path) -> bool:
     """Tells whether there are images in a folder, in class folders or not, or whether it may not be read."""
-    try:
-        return has_class_folders(folder) or any(map(is_image_name, _Tree(folder).entries("")[1]))
-    except OSError:
-        return folder.is_dir()
+    if has_class_folders(folder):
+        return True
+    return os.path.isdir(folder) and any(map(is_image_name, _Tree(folder).entries("")[1]))  # noqa: PTH112
 
 
 def is_image_name(name: str) -> bool:

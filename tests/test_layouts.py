@@ -160,6 +160,16 @@ def test_a_folder_that_may_not_be_written_is_read(as_nobody, fill):
     assert len(prepare(settings)) == 4 and not rejected(settings)
 
 
+def test_a_raw_folder_that_may_not_be_read_is_no_reason_for_the_sample(as_nobody, capsys):
+    raw = as_nobody / "data" / "raw-img"
+    raw.mkdir(parents=True)
+    raw.chmod(0)
+    settings = Settings.from_environment({"ANIMALS10_ROOT": str(as_nobody)})
+    assert settings.profile == "full" and not capsys.readouterr().out
+    with pytest.raises(UserError, match="raw-img cannot be read: permission denied"):
+        scan_images(settings)
+
+
 def test_a_class_name_that_is_not_utf_8_is_spelled_out(workspace, raw, fill):
     fill(raw, 12)
     folder = os.fsencode(raw) + b"/caf\xe9"
