@@ -65,7 +65,7 @@ def find_in_table(path: Path, columns: Sequence[str] = ()) -> RawData:
         if doubled := [label for label in changed if used[categories[label]] > 1]:
             raise UserError(f"{path}: {in_words(doubled)} and another label differ in / and _ alone: rename one.")
         data.messages.append(f"Classes name folders, so that / in labels becomes _: {in_words(sorted(changed))}.")
-    folder, named, usable = str(path.parent).rstrip("/"), set(), defaultdict[str, list[tuple[int, RawFile]]](list)
+    folder, named, usable = str(path.parent / "_")[:-1], set(), defaultdict[str, list[tuple[int, RawFile]]](list)
     for line, row in table.rows:
         relpath, reason = _find_file(folder, row[file_column])
         named.add(relpath)
@@ -148,13 +148,12 @@ def _find_columns(table: _Table, columns: Sequence[str]) -> tuple[str, str, str]
 
 
 def _find_file(folder: str, text: str) -> tuple[str, str]:
-    """Returns a path of a table relative to its folder, if it lies below, and what is wrong with it."""
+    """Returns a path of a table relative to its folder (with / at its end) if it lies below, and what is wrong."""
     stripped = text.strip()
     for name in dict.fromkeys((text, stripped, stripped.replace("\\", "/"), os.path.expanduser(stripped))):  # noqa: PTH111
         path = os.path.normpath(os.path.join(folder, name))  # noqa: PTH118 - a Path takes many times as long
         if name and os.path.lexists(path):
-            is_below = path.startswith(f"{folder}/")
-            return path[len(folder) + 1 :] if is_below else os.path.normpath(name), ""
+            return path[len(folder) :] if path.startswith(folder) else os.path.normpath(name), ""
     return stripped, "no such file" if stripped else "no file is named"
 
 

@@ -152,6 +152,8 @@ def find_in_folder(raw: Path) -> RawData:
         inner, more_strays = tree.descend(_join(place, [name])[0], part)
         inner_folders, inner_files = tree.entries(inner)
         strays += more_strays + _join(inner, inner_files)
+        if reason := tree.why_empty(inner):
+            data.files.append(RawFile(inner, part=part, reason=reason))
         class_folders += [(path, part) for path in _join(inner, inner_folders)]
     data.files += [RawFile(path, reason="not in a class folder") for path in strays]
     for path, part in class_folders:
@@ -253,24 +255,28 @@ class _Tree:
         waiting, links, seen = [class_folder], list[str](), {self._identity("")}
         while waiting or links:
             folder = waiting.pop() if waiting else links.pop()  # so that a folder counts rather than a link to it
-            identity, reason = self._identity(folder), ""
-            folders, names = self.entries(folder)
-            if folder in self._unreadable or identity is None:
-                reason = "unreadable class folder" if folder == class_folder else "unreadable folder"
-            elif identity in seen:
+            identity, reason = self._identity(folder), self.why_empty(folder)
+            if identity in seen - {None}:
                 reason = "a link to a folder that was read already"
-            elif not folders and not names:
-                reason = "a folder without files"
+            elif folder == class_folder:
+                reason = reason.replace("unreadable", "unreadable class")
             seen.add(identity)
             if reason:
                 files.append(RawFile(folder, category, part, reason))
                 continue
+            folders, names = self.entries(folder)
             files += [RawFile(f"{folder}/{name}", category, part) for name in names]
             if folder != class_folder and names:
                 self.deeper[folder] = len(names)
             for path in _join(folder, folders):
                 (links if (self.root / path).is_symlink() else waiting).append(path)
         return files
+
+    def why_empty(self, relpath: str) -> str:
+        """Returns why there is nothing in a folder; empty if there is something."""
+        if any(self.entries(relpath)):
+            return ""
+        return "unreadable folder" if relpath in self._unreadable else "a folder without files"
 
     def _identity(self, relpath: str) -> tuple[int, int] | None:
         """Returns device and number of a folder, which links to it share; None where it cannot be told."""

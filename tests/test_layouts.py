@@ -307,9 +307,11 @@ def test_what_lies_beside_and_between_split_folders_is_recorded(workspace, raw, 
     fill(raw / "test_set", 2, names=("cat", "dog", "extra"))
     fill(raw / "unlabelled", 3, names=("all",))
     draw(raw / "test_set" / "stray.jpg")
+    (raw / "val").mkdir()
     overview = scan_images(workspace)
     assert overview.groupby("part").size().to_dict() == {"test": 6, "train": 12}
     found = rejected(workspace)
+    assert found["val"] == "a folder without files"
     assert found["test_set/stray.jpg"] == "not in a class folder" and "beside the split" in found["unlabelled"]
     assert "no part of that split, and not used: unlabelled." in capsys.readouterr().out
     resize_images(workspace, overview)
