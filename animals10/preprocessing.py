@@ -174,11 +174,11 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
             image = read_square(content, size)
         except Exception as error:  # as in the scan
             return {"reason": rejection_reason(error)}
-        with io.BytesIO() as file:
-            save_processed(image, file, comment=sha256)
-            with atomic_write(target) as temporary:
-                temporary.write_bytes(file.getbuffer())
-            return {"sha256": sha256, "crc32": zlib.crc32(file.getbuffer())}
+        file = io.BytesIO()
+        save_processed(image, file, comment=sha256)
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(file.getvalue())
+        return {"sha256": sha256, "crc32": zlib.crc32(file.getvalue())}
 
     made = pd.DataFrame(map_on_all_cores(make, list(plan.itertuples()), "resize"), index=plan.index)
     made = made.reindex(columns=["reason", "sha256", "crc32"])

@@ -77,7 +77,7 @@ def test_the_ingredients_have_names_of_their_own_and_end_in_mobnet2_best():
 
 def test_the_experiments_of_notebook_03_are_compared():
     configurations = cv.notebook_configurations()
-    assert len(configurations) == len({configuration.title for configuration in configurations}) == 13
+    assert len(configurations) == len({configuration.title for configuration in configurations}) == 14
     assert aux.find_experiment(cv.REFERENCE).label in {configuration.title for configuration in configurations}
 
 
