@@ -10,8 +10,11 @@ WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 # Each setting that is given to make reaches notebooks and scripts as ANIMALS10_<name>.
-SETTINGS := ROOT RAW IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS DETERMINISTIC TENSORBOARD PUBLISH
-ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $($(name)),ANIMALS10_$(name)='$($(name))'))
+SETTINGS := ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS DETERMINISTIC TENSORBOARD PUBLISH
+ENVIRONMENT = $(foreach name,$(SETTINGS),$(if $(value $(name)),ANIMALS10_$(name)=$(call quote,$(name))))
+# The value of a variable as one word of the shell, whatever it holds: apostrophes, dollars, blanks. And an option with it.
+quote = '$(subst ','\'',$(value $(1)))'
+option = $(if $(value $(2)),$(1) $(call quote,$(2)))
 
 # Notebook 01 makes the processed images that all the others read, so it runs first. Kernels start in tests/notebooks.
 RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
@@ -21,7 +24,7 @@ RUN_TESTS = workspace=$$(mktemp -d) && trap 'rm -rf "$$workspace"' EXIT && \
 
 .DEFAULT_GOAL := help
 .PHONY: help run quick full data rebuild test test-all stress lint notebooks sample-notebooks sample readme report site lock \
-	clean clean-cache bench verify efficiency extras classify demo recipes export audit missing adopt
+	clean clean-cache bench verify efficiency extras classify demo recipes export audit leakage missing adopt
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,17 +79,21 @@ efficiency: $(READY) ## measure size, latency and throughput of all stored runs,
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/measure_efficiency.py
 
 classify: $(READY) ## classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it, TOP= classes, ROOT= workspace
-	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/classify.py $(if $(CSV),--csv '$(CSV)') \
-		$(if $(JSON),--json '$(JSON)') $(if $(TOP),--top $(TOP)) '$(MODEL)' $(IMAGES)
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/classify.py $(call option,--csv,CSV) \
+		$(call option,--json,JSON) $(call option,--top,TOP) $(call quote,MODEL) $(IMAGES)
 
 demo: $(EXTRAS) ## serve a page on this machine to try the models of ROOT= in a browser: PORT=
-	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/demo.py $(if $(PORT),--port $(PORT))
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/demo.py $(call option,--port,PORT)
 
 recipes: $(READY) ## compare training configurations by cross-validation on your images (takes hours): RAW= ROOT= RECIPES=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/compare_recipes.py $(RECIPES)
 
 audit: $(READY) ## print the near-duplicate audit of Animals-10 in a workspace: ROOT=
 	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/audit.py
+
+leakage: $(READY) ## measure what near-duplicates in training are worth on test images: ROOT= SPLIT= EXPERIMENTS= REPETITIONS=
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/leakage.py $(if $(WRITE),--write) \
+		$(if $(REPETITIONS),--repetitions $(REPETITIONS)) $(EXPERIMENTS)
 
 verify: $(READY) ## check that stored models and predictions agree with results.csv: ROOT= RAW= RUNS="id …"
 	@$(ENVIRONMENT) $(BIN)/python scripts/verify.py $(RUNS)
@@ -104,16 +111,16 @@ sample: $(READY) ## draw the images of the sample again (needs the font Noto Col
 	@$(BIN)/python scripts/draw_sample.py
 
 export: $(EXTRAS) ## export, check and time a model: MODEL=<id, run or .keras file> FORMAT=litert,litert8,onnx ROOT=
-	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/export.py $(if $(FORMAT),--format '$(FORMAT)') '$(MODEL)'
+	@ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/export.py $(call option,--format,FORMAT) $(call quote,MODEL)
 
-extras: $(EXTRAS) ## install what make demo, make export and TensorBoard need in addition
+extras: $(EXTRAS) ## install what make demo, make export, TensorBoard and HEIC images need in addition
 
 lock: $(READY) ## update requirements.lock, the pinned dependencies of both requirements files (needs uv)
 	@grep -hv '^-' requirements.txt requirements-extras.txt | uv pip compile --universal --python-version 3.11 --quiet \
 		--no-header --no-annotate --no-emit-index-url - -o requirements.lock
 
 clean-cache: ## delete the feature cache of a workspace: ROOT=
-	@rm -rf "$(or $(ROOT),.)/data/features"
+	@! test -x $(BIN)/python || ANIMALS10_PROFILE=full $(ENVIRONMENT) $(BIN)/python scripts/clean_cache.py
 
 clean: ## delete build/ and the caches of tools; data, models, results and .venv stay
 	@rm -rf build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache __pycache__ */__pycache__ .ipynb_checkpoints

@@ -10,7 +10,7 @@ from animals10.environment import configure_device
 
 # images: scan, resize, check, split
 from animals10.dataset import download
-from animals10.images import open_image, to_rgb
+from animals10.decoding import open_image, to_rgb
 from animals10.preprocessing import resize_images, scan_images
 from animals10.reference import compare_with_reference
 from animals10.quality import check_images, issues, leakage, near_duplicates
@@ -32,6 +32,7 @@ from animals10.runs import Run, Runs, find_model, stored_runs
 from animals10.evaluation import classification_reports, compare_runs, comparison_table, metrics, parameter_table
 from animals10.evaluation import predict_table
 from animals10.results import best_run, published_runs, published_table, results_table
+from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
 from animals10.inference import Prediction, classify, find_images
 
 # figures
@@ -78,10 +79,12 @@ __all__ = [
     "issues",
     "layer_table",
     "leakage",
+    "leakage_results",
     "load_model",
     "load_splits",
     "metrics",
     "near_duplicates",
+    "observed_leakage",
     "open_image",
     "parameter_table",
     "plot_comparison",
@@ -98,6 +101,7 @@ __all__ = [
     "resample",
     "resize_images",
     "results_table",
+    "retrained_leakage",
     "save_model",
     "scan_images",
     "show",

@@ -91,9 +91,12 @@ def measure_cnns(settings: Settings, table: pd.DataFrame) -> None:
         model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
         forward = median_seconds(partial(model.predict_on_batch, pixels)) / 32 * 1000
         step = median_seconds(partial(model.train_on_batch, pixels, labels)) / 32 * 1000
-        fit = partial(model.fit, training_batches(settings, table, range(1)), verbose=0)
+
+        def train(model: keras.Model = model) -> None:
+            model.fit(training_batches(settings, table, range(1)), verbose=0)
+
         row = {"decode": decode, "augment": read - decode, "forward": forward, "backward": step - forward}
-        row |= {"sum": read + step, "trained": median_seconds(fit, 1) * milliseconds}
+        row |= {"sum": read + step, "trained": median_seconds(train, 3) * milliseconds}
         rows[name] = row | {"images per second": 1000 / row["trained"], "trained ÷ step": row["trained"] / step}
     print("\nNotebook 02, milliseconds per image:")
     print(pd.DataFrame(rows).T.round(2).to_string())

@@ -27,7 +27,7 @@ from animals10.experiments import Experiment, Training
 from animals10.files import UserError, display_path, read_table, write_table
 from animals10.input_pipeline import batches
 from animals10.models import Transfer, load_model
-from animals10.preprocessing import resize_images, scan_images
+from animals10.preprocessing import read_overview, resize_images, scan_images
 from animals10.quality import check_images
 from animals10.runs import Run
 from animals10.settings import Settings
@@ -196,7 +196,7 @@ def fold_settings(settings: Settings, folds: np.ndarray, repetition: int, fold: 
         UserError: The workspace holds another split already: of other images, or of another number of folds.
     """
     data = settings.root / f"repetition {repetition}, fold {fold}" / "data"
-    overview = read_table(settings.data / "processed-overview.csv")
+    overview = read_overview(settings)
     test, val = folds == fold, folds == (fold + 1) % (folds.max() + 1)
     parts = {"test": overview[test], "val": overview[val], "train": overview[~test & ~val]}
     if not (data / "train.csv").exists():  # it is written last

@@ -55,6 +55,7 @@ def prepare_data(
     model: keras.Model,
     table: pd.DataFrame,
     context: Mapping[str, Any],
+    cached: pd.DataFrame | None = None,
 ) -> PreparedData:
     """Prepares training, validation and test data; computes the features that are not cached yet.
 
@@ -65,6 +66,7 @@ def prepare_data(
         model: Its model, with layers frozen as they will be in training.
         table: The resampled training set.
         context: The resolved settings.
+        cached: The images whose features are cached, if they are more than those of `table`.
     """
     training, steps = experiment.training, -(-len(table) // experiment.training.batch_size)
     frozen, last = frozen_dropouts(experiment.model, model), context["maximum_epochs"]
@@ -72,7 +74,7 @@ def prepare_data(
     if layers:
         features = FeatureCache(settings, experiment, model, layers, context)
         end = keras.Model(layers.outputs[layers.start], model.output)
-        data = features.training_batches(table, training, context)
+        data = features.training_batches(table, training, context, table if cached is None else cached)
         parts = features.evaluation_batches(splits.val, "val"), features.evaluation_batches(splits.test, "test")
         return PreparedData(end, data, *parts, steps, frozen, is_step_cheap=layers.start == "pooled")
     options = {"batch_size": training.batch_size, "augmentation": training.augmentation, "seed": context["seed"]}
@@ -129,20 +131,20 @@ class FeatureCache:
         return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(part) // 32)))  # which `fit` asks for
 
     def training_batches(
-        self, table: pd.DataFrame, training: Training, context: Mapping[str, Any]
+        self, table: pd.DataFrame, training: Training, context: Mapping[str, Any], cached: pd.DataFrame
     ) -> Callable[[int], tf.data.Dataset]:
         """Returns the training batches from an epoch on; repeated images share their features."""
         views, last = context["views"] or 1, context["maximum_epochs"]
-        distinct = table.drop_duplicates("relpath", ignore_index=True)
+        distinct = cached.drop_duplicates("relpath", ignore_index=True)
         position = pd.Series(distinct.index, distinct.relpath)[table.relpath].to_numpy()
-        labels, cached = distinct.label.to_numpy("int32"), np.empty(0)
+        labels, features = distinct.label.to_numpy("int32"), np.empty(0)
         if last:  # else nothing is trained
-            cached = self.features(distinct, "train", context["feature_cache"], views, training.augmentation)
+            features = self.features(distinct, "train", context["feature_cache"], views, training.augmentation)
 
         def rows_of(epoch: int) -> np.ndarray:
             order = shuffled_order(len(table), context["seed"], epoch)[1].numpy()
             return epoch % views * len(distinct) + position[order]
 
         return lambda first: feature_batches(
-            cached, labels, lambda: map(rows_of, range(first, last)), training.batch_size
+            features, labels, lambda: map(rows_of, range(first, last)), training.batch_size
         )

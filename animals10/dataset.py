@@ -3,7 +3,7 @@
 import shutil
 
 from animals10.files import REPOSITORY, UserError, display_path, one_line
-from animals10.images import contains_images
+from animals10.layouts import has_class_folders
 from animals10.settings import Settings
 
 ANIMALS10 = "alessiocorrado99/animals10"  # on kaggle.com
@@ -21,7 +21,7 @@ def download(settings: Settings) -> None:
     Raises:
         UserError: The download failed, or the raw folder is not the place for it; the message says what to do by hand.
     """
-    if settings.profile == "sample" or contains_images(settings.raw):
+    if settings.profile == "sample" or settings.raw.is_file() or has_class_folders(settings.raw):
         return print(f"Nothing to download: there are images in {display_path(settings.raw)}.")
     if settings.raw != settings.data / "raw-img" or (settings.raw.exists() and any(settings.raw.iterdir())):
         raise UserError(f"{settings.raw} has no images in class folders (a download needs an empty data/raw-img).")

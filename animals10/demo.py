@@ -16,9 +16,10 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
+from animals10.decoding import open_image, to_rgb
 from animals10.files import UserError, display_path
 from animals10.grad_cam import grad_cam
-from animals10.images import open_image, processed_pixels, to_rgb
+from animals10.images import processed_pixels
 from animals10.inference import classify
 from animals10.models import load_model
 from animals10.runs import run_labels, stored_runs

@@ -36,6 +36,7 @@ from animals10.files import (
     write_json,
     write_table,
 )
+from animals10.input_pipeline import damaged_images_named
 from animals10.model_checks import check_loads_in_fresh_process, check_model
 from animals10.models import Architecture, count_parameters, load_model, network_config, save_model
 from animals10.results import ResultRow
@@ -92,7 +93,7 @@ def execute(job: Job) -> Run:
     """Trains, evaluates and stores one run.
 
     Raises:
-        UserError: Weights cannot be downloaded, or a file cannot be read or written.
+        UserError: Weights cannot be downloaded, a processed image is damaged, or a file cannot be read or written.
     """
     settings, splits, training = job.settings, job.splits, job.experiment.training
     clock = {"start": time.perf_counter()}
@@ -104,11 +105,12 @@ def execute(job: Job) -> Run:
     table = resample(splits.train, training.class_balance, settings.seed)
     if training.class_balance != "none":
         write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
-    data = prepare_data(settings, splits, job.experiment, model, table, job.context)
-    clock["features"] = time.perf_counter()
-    outcome, history = fit(job, data, table.label)
-    clock["fit"] = time.perf_counter()
-    predictions = predict_table(data.model, data.test, splits.test, splits.class_names)
+    with damaged_images_named(settings, splits.train, splits.val, splits.test):
+        data = prepare_data(settings, splits, job.experiment, model, table, job.context)
+        clock["features"] = time.perf_counter()
+        outcome, history = fit(job, data, table.label)
+        clock["fit"] = time.perf_counter()
+        predictions = predict_table(data.model, data.test, splits.test, splits.class_names)
     clock["predict"] = time.perf_counter()
     counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device_name()}
     counts |= {"params": model.count_params(), "trainable_params": count_parameters(model.trainable_weights)}

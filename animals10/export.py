@@ -42,8 +42,8 @@ from animals10.files import (
     remove_stale_temporary_files,
     write_json,
 )
-from animals10.images import open_image, resize_square
-from animals10.input_pipeline import batches
+from animals10.images import read_square
+from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
 from animals10.runs import Run, find_model
 from animals10.settings import SAMPLE, Settings
@@ -147,7 +147,8 @@ def make_reference(source: Source, most: int = MAX_TEST_IMAGES) -> Reference:
         drawings = np.stack(list(_drawings(source.model.input_shape[1])))
         found, labels = [(drawings[start : start + 32], None) for start in range(0, len(drawings), 32)], None
         name = f"{len(drawings)} drawings of the shipped sample"
-    expected = predict_batches(lambda pixels: source.model(pixels, training=False).numpy(), found)
+    with damaged_images_named(source.settings, *([table] if source.splits else [])):
+        expected = predict_batches(lambda pixels: source.model(pixels, training=False).numpy(), found)
     return Reference(name, found, expected, labels)
 
 
@@ -164,8 +165,7 @@ def _doubt(source: Source) -> str:
 def _drawings(size: int) -> Iterator[np.ndarray]:
     for path in sorted(SAMPLE.glob("*/*"))[::3]:
         try:
-            with open_image(path) as image:
-                yield np.asarray(resize_square(image, size), "float32")
+            yield np.asarray(read_square(path, size), "float32")
         except (OSError, ValueError, SyntaxError):  # some are damaged on purpose
             continue
 

@@ -27,7 +27,8 @@ from animals10.splits import Splits
 MAX_CALIBRATION_IMAGES = 200
 PREPROCESSING = (
     "EXIF orientation applied, composited on white where transparent, converted to 8-bit RGB, resized to this square "
-    "without keeping the aspect ratio (Pillow's {}, which averages where it shrinks); values stay 0 to 255"
+    "without keeping the aspect ratio (Pillow's {}, which averages where it shrinks), compressed as JPEG of quality {} "
+    "and decoded again; values stay 0 to 255. See docs/usage.md, Export"
 )
 
 
@@ -86,7 +87,8 @@ class Format:
 def describe_input(model: keras.Model) -> dict[str, Any]:
     """Returns name, shape, dtype and range of a model's input, and how it is made from an image file."""
     found = {"name": model.inputs[0].name, "shape": ["n", *model.input_shape[1:]], "dtype": "float32"}
-    made = PREPROCESSING.format(str(preprocessing_contract()["resampling"]).upper())
+    contract = preprocessing_contract()
+    made = PREPROCESSING.format(str(contract["resampling"]).upper(), contract["jpeg_quality"])
     return found | {"range": [0, 255], "channels": "RGB, last", "preprocessing": made}
 
 

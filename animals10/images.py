@@ -1,4 +1,4 @@
-"""One image: how a file is opened, checked and converted, and what the processed image of it is.
+"""The processed image of an image file; how a file is opened and converted to RGB is in `decoding`.
 
 The preprocessing contract is here: whatever changes the pixels of a processed image must change the contract.
 """
@@ -6,29 +6,32 @@ The preprocessing contract is here: whatever changes the pixels of a processed i
 import hashlib
 import io
 import os
+import threading
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
+from animals10.decoding import open_image, to_rgb
 from animals10.files import one_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Formats of photographs. Pillow reads more (EPS would start Ghostscript); a data set needs none of them.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-MAX_PIXELS = 89_478_485  # Pillow's limit (a quarter of 1 GiB at 3 bytes per pixel), above which it warns of a bomb
-
 JPEG_QUALITY = 90  # of processed images
 RESAMPLING = Image.Resampling.BILINEAR
 PREPROCESSING_VERSION = 1  # raise it when processed images change in a way that the other values do not show
+
+LARGE_PIXELS = 64_000_000  # of an image that is converted alone
+LARGE_IMAGE = threading.Lock()
 
 
 def preprocessing_contract() -> dict[str, int | str]:
@@ -44,25 +47,6 @@ def preprocessing_contract() -> dict[str, int | str]:
     }
 
 
-def open_image(path: Path) -> Image.Image:
-    """Opens an image without decoding its pixels.
-
-    Raises:
-        ValueError: The file is not a regular file, is empty, or has more than `MAX_PIXELS` pixels.
-        PIL.UnidentifiedImageError: Its content is in none of the `FORMATS`.
-        OSError: It cannot be read. `rejection_reason` puts any of these into words.
-    """
-    if not path.is_file():
-        raise ValueError("a folder, not a file" if path.is_dir() else "a broken link or special file")
-    if path.stat().st_size == 0:
-        raise ValueError("zero bytes")
-    image = Image.open(path, formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise ValueError(f"decompression bomb: {image.width} × {image.height} pixels")
-    return image
-
-
 def rejection_reason(error: Exception) -> str:
     """Says in one line why an image could not be opened or decoded, for `rejected.csv` and for messages."""
     if isinstance(error, UnidentifiedImageError):
@@ -72,27 +56,24 @@ def rejection_reason(error: Exception) -> str:
     return one_line(error) if isinstance(error, ValueError) else f"damaged: {one_line(error)}"
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts an image of any mode to 8-bit RGB: EXIF orientation applied, composited on white.
+def resize_square(image: Image.Image, size: int) -> Image.Image:
+    """Returns an image as RGB of size × size pixels. The aspect ratio is not kept.
+
+    Large images wait for each other, so that the memory they take does not grow with the number of threads.
+    """
+    is_large = image.width * image.height > LARGE_PIXELS
+    with LARGE_IMAGE if is_large else nullcontext():
+        return to_rgb(image).resize((size, size), RESAMPLING)
+
+
+def read_square(source: Path | bytes, size: int) -> Image.Image:
+    """Opens an image, given as a path or as the bytes of a file, and returns it as `resize_square` does.
 
     Raises:
-        ValueError: Its pixels are floating-point or 32-bit numbers, whose range nobody has agreed on.
+        ValueError, OSError: As `open_image` and `to_rgb` raise them. `rejection_reason` puts any of them into words.
     """
-    oriented = ImageOps.exif_transpose(image)
-    if oriented.mode.startswith(("I", "F")):  # Pillow's own conversion would clip 16-bit values at 255
-        pixels = np.asarray(oriented)
-        if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"pixels of mode {oriented.mode} beyond 16 bit have no agreed range")
-        oriented = Image.fromarray((pixels / 257).round().astype("uint8"))
-    if oriented.has_transparency_data:
-        oriented = oriented.convert("RGBA")
-        oriented = Image.alpha_composite(Image.new("RGBA", oriented.size, "white"), oriented)
-    return oriented.convert("RGB")
-
-
-def resize_square(image: Image.Image, size: int) -> Image.Image:
-    """Returns an image as RGB of size × size pixels. The aspect ratio is not kept."""
-    return to_rgb(image).resize((size, size), RESAMPLING)
+    with open_image(source) as image:
+        return resize_square(image, size)
 
 
 def save_processed(image: Image.Image, file: Path | IO[bytes], **options: Any) -> None:
@@ -107,13 +88,26 @@ def processed_pixels(image: Image.Image, size: int) -> np.ndarray:
         return np.asarray(Image.open(file, formats=["JPEG"]))
 
 
-def is_up_to_date(path: Path, sha256: str, size: int) -> bool:
-    """Tells whether a processed image exists, has size × size pixels, and has its source's checksum as JPEG comment."""
+def crc32_if_up_to_date(path: Path, sha256: str, size: int, known: int | None) -> int | None:
+    """Returns the CRC-32 of a processed image's file, or None if the image must be made again.
+
+    Args:
+        path: The processed image.
+        sha256: Checksum of its source, which it has as JPEG comment.
+        size: Edge of the image, in pixels.
+        known: The CRC-32 that the file had when it was made. If that was not recorded, all pixels are decoded instead.
+    """
     try:
-        with Image.open(path, formats=["JPEG"]) as image:
-            return (image.info.get("comment"), *image.size) == (sha256.encode(), size, size)
-    except Exception:  # missing, or damaged in any way: it will be made again
-        return False
+        content = path.read_bytes()
+        crc32 = zlib.crc32(content)
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as image:
+            if (image.info.get("comment"), *image.size) != (sha256.encode(), size, size) or known not in (None, crc32):
+                return None
+            if known is None:
+                image.load()
+        return crc32
+    except Exception:  # missing, or damaged in any way
+        return None
 
 
 def processed_names(overview: pd.DataFrame) -> pd.Series:
@@ -127,20 +121,6 @@ def processed_names(overview: pd.DataFrame) -> pd.Series:
     digests = overview.relpath.map(lambda path: hashlib.sha256(os.fsencode(path)).hexdigest()[:8])
     # Cut to 55 characters, since a file name may have 255 bytes and a character takes up to four.
     return stems.where(~needs_suffix, stems.str[:55] + "-" + digests) + ".jpg"
-
-
-def list_files(folder: Path) -> list[Path]:
-    """Returns everything in a folder, sorted by name, or the folder itself where it may not be read."""
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return [folder]
-
-
-def contains_images(folder: Path) -> bool:
-    """Tells whether a folder contains at least one class folder that is not empty."""
-    folders = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    return any(any(list_files(path)) for path in folders)
 
 
 def map_on_all_cores(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:

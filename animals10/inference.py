@@ -4,6 +4,7 @@ import csv
 import glob
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,9 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from animals10.decoding import open_image
 from animals10.files import UserError, atomic_write, write_json
-from animals10.images import open_image, processed_pixels, rejection_reason
+from animals10.images import processed_pixels, rejection_reason
 from animals10.models import load_model
 from animals10.runs import find_model
 from animals10.settings import Settings
@@ -197,9 +199,11 @@ def classify_files(
     paths, path = find_images(places), find_model(settings.root, model)
     loaded, class_names = load_model(path)
     predictions = []
-    for prediction in tqdm(classify(loaded, class_names, paths), total=len(paths), unit="image", disable=None):
-        predictions.append(prediction)
-        tqdm.write(prediction.line(top))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data and palettes do not matter
+        for prediction in tqdm(classify(loaded, class_names, paths), total=len(paths), unit="image", disable=None):
+            predictions.append(prediction)
+            tqdm.write(prediction.line(top))
     if csv_path:
         write_predictions_csv(predictions, class_names, csv_path)
     if json_path:

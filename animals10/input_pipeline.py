@@ -4,11 +4,14 @@ Order and augmentation depend on the seed, the epoch and the row of the table al
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pandas as pd
 import tensorflow as tf
 
 from animals10.augmentation import Augmentation, augment
+from animals10.files import UserError, display_path
 from animals10.settings import Settings
 
 
@@ -119,6 +122,30 @@ def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(2).with_options(options)
+
+
+@contextmanager
+def damaged_images_named(settings: Settings, *tables: pd.DataFrame) -> Iterator[None]:
+    """Says which image it was if TensorFlow could not read one; its own message does not name the file.
+
+    Args:
+        settings: The settings; their workspace holds the processed images.
+        tables: The images that are read in the block, with the column `relpath`.
+
+    Raises:
+        UserError: An image is missing or damaged. Other errors pass through.
+    """
+    try:
+        yield
+    except tf.errors.OpError:
+        for relpath in dict.fromkeys(relpath for table in tables for relpath in table.relpath):
+            path = settings.data / "processed" / relpath
+            try:
+                _read(os.fsencode(path), 0, settings.image_size)
+            except (tf.errors.OpError, ValueError):  # a ValueError if it has another size
+                found = f"{display_path(path)} is missing or damaged"
+                raise UserError(f"{found}: run 01-preprocessing.ipynb again, which makes it anew.") from None
+        raise
 
 
 def _paths_and_labels(settings: Settings, table: pd.DataFrame) -> tuple[tf.Tensor, tf.Tensor]:

@@ -58,7 +58,7 @@ def run_notebooks(
     The executed copies are written to the workspace.
 
     Args:
-        settings: The settings; `root` and `raw` reach the notebooks through the environment, like all others.
+        settings: The settings; their paths reach the notebooks through the environment, like all others.
         store: Where outputs are stored as well, after the last notebook: `published` in the notebooks of the
             repository, with the setting `publish` and by `store_published`; `checked` in `tests/notebooks`, by
             `store_checked`.
@@ -77,7 +77,9 @@ def run_notebooks(
     remove_stale_temporary_files(folder)
     for name in names:
         make_room(folder / name, REPOSITORY / name)
+    # Kernels start in the repository, where a relative path would name something else.
     os.environ.update(ANIMALS10_ROOT=str(settings.root), ANIMALS10_RAW=str(settings.raw))
+    os.environ["ANIMALS10_WEIGHTS"] = settings.weights
     if store == "published":
         os.environ["ANIMALS10_PUBLISH"] = "1"
     if is_unattended():  # the kernels of the notebooks cannot tell
@@ -88,8 +90,9 @@ def run_notebooks(
         execute_notebook(REPOSITORY / name, target)
     for name in names if store else ():
         if store == "published":
-            private = [settings.root, settings.raw, Path(settings.weights)]
-            store_published(folder / name, REPOSITORY / name, [path for path in private if path.is_absolute()])
+            private = [settings.root, settings.raw, settings.raw_folder, Path(settings.weights)]
+            private = [path for path in private if path.is_absolute() and path.name]
+            store_published(folder / name, REPOSITORY / name, private)
         else:
             store_checked(folder / name, CHECKED / name)
     print_results(settings)
@@ -363,10 +366,11 @@ def looks_like_photograph(png: bytes) -> bool:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     colours, grey = pixels @ (65536, 256, 1), pixels.mean(axis=-1)
-    # How far each pixel is from the mean of its neighbours, horizontally and vertically.
-    bends = [np.abs(axis[1:-1] - (axis[:-2] + axis[2:]) / 2)[:, 1:-1] for axis in (grey, grey.T)]
-    is_rough = np.minimum(*(np.median(_squares(bend), axis=1) for bend in (bends[0], bends[1].T))) >= ROUGHNESS
-    ordered = np.sort(_squares(colours[1:-1, 1:-1])[is_rough], axis=1)
+    # How far each pixel is from the mean of its two neighbours.
+    horizontal = np.abs(grey[:, 1:-1] - (grey[:, :-2] + grey[:, 2:]) / 2)[1:-1]
+    vertical = np.abs(grey[1:-1] - (grey[:-2] + grey[2:]) / 2)[:, 1:-1]
+    roughness = np.minimum(*(np.median(_squares(bend), axis=1) for bend in (horizontal, vertical)))
+    ordered = np.sort(_squares(colours[1:-1, 1:-1])[roughness >= ROUGHNESS], axis=1)
     most = int(MOST * SQUARE**2)
     has_background = (ordered[:, most:] == ordered[:, :-most]).any(axis=1)  # a colour has more than `most` pixels
     return bool((~has_background).any())

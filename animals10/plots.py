@@ -17,9 +17,10 @@ from IPython.display import display
 from matplotlib import font_manager
 from matplotlib.image import AxesImage, BboxImage, FigureImage
 
+from animals10.decoding import open_image, to_rgb
 from animals10.files import UserError
 from animals10.grad_cam import grad_cam
-from animals10.images import open_image, processed_pixels, rejection_reason, to_rgb
+from animals10.images import processed_pixels, rejection_reason
 from animals10.inference import classify, probabilities_in_words
 from animals10.models import load_model
 from animals10.runs import Run
@@ -39,6 +40,7 @@ STYLE: Any = plt.rc_context(
 
 # The gid of what `imshow` draws if it is a matrix or a heatmap; any other image counts as a photograph.
 NUMBERS = "numbers"
+THUMBNAIL = 400  # pixels of the longer edge of an image in a grid
 MESSAGE = "message"  # the gid of a figure that is a message
 HIDDEN = "Photographs are not published here: they appear when you run this notebook."
 
@@ -133,18 +135,21 @@ def plot_images(
     colours = colours or ["black"] * len(titles)
     for axis, image, title, colour in zip(axes.flat, images, titles, colours, strict=False):
         name = image.name if isinstance(image, Path) else ""
-        axis.imshow(_read(image) if isinstance(image, Path) else image, label=name)
+        axis.imshow(_read(image, THUMBNAIL) if isinstance(image, Path) else image, label=name)
         axis.set_title(title, fontsize=9, color=colour)
     figure.suptitle(textwrap.fill(heading, 95, break_on_hyphens=False))
     names = ", ".join(" ".join(title.split()) for title in titles)
     return finish(figure, f"{heading or 'Images'}: {names}")
 
 
-def _read(path: Path) -> np.ndarray:
-    """Returns the pixels of an image file, as RGB."""
+def _read(path: Path, longest: int | None = None) -> np.ndarray:
+    """Returns the pixels of an image file, as RGB; shrunk where an edge is longer than `longest`."""
     try:
         with open_image(path) as image:
-            return np.asarray(to_rgb(image))
+            rgb = to_rgb(image)
+        if longest:
+            rgb.thumbnail((longest, longest))
+        return np.asarray(rgb)
     except (OSError, ValueError) as error:
         found = f"{path} cannot be drawn ({rejection_reason(error)})"
         raise UserError(f"{found}: run 01-preprocessing.ipynb again.") from None
@@ -268,15 +273,16 @@ def plot_predictions(
             continue
         with open_image(prediction.path) as image:
             shown, pixels = to_rgb(image), processed_pixels(image, model.input_shape[1])
-        shown.thumbnail((400, 400))
+        shown.thumbnail((THUMBNAIL, THUMBNAIL))
         line[0].imshow(shown, label=prediction.path.name)
         if cam:
             _draw_heatmap(line[1], pixels, grad_cam(model, pixels[None])[0])
             line[1].set_title("Grad-CAM, top-1 class", fontsize=9)
         names, shares = zip(*prediction.top(top), strict=True)
-        bars = line[-1].barh(names, shares, color=[BLUE] + [GREY] * (len(names) - 1), height=0.6)
+        bars = line[-1].barh(range(len(names)), shares, color=[BLUE] + [GREY] * (len(names) - 1), height=0.6)
         line[-1].bar_label(bars, [f"{100 * share:.1f} %" for share in shares], padding=4)
         line[-1].set(xlim=(0, 1.18), xticks=[])
+        line[-1].set_yticks(range(len(names)), names)  # now, since `STYLE` does not reach what is made when drawn
         line[-1].invert_yaxis()
         line[-1].spines[["top", "right", "bottom"]].set_visible(False)
         line[-1].tick_params(left=False)

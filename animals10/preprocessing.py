@@ -1,12 +1,17 @@
 """From raw to processed images: scan every file, then make a square RGB JPEG of each image."""
 
+import hashlib
+import io
 import shutil
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from animals10.dataset import ENGLISH, ITALIAN
+from animals10.decoding import open_image, read_file
 from animals10.files import (
     UserError,
     atomic_write,
@@ -20,81 +25,110 @@ from animals10.files import (
     write_table,
 )
 from animals10.images import (
-    is_up_to_date,
-    list_files,
+    crc32_if_up_to_date,
     map_on_all_cores,
-    open_image,
     preprocessing_contract,
     processed_names,
+    read_square,
     rejection_reason,
-    resize_square,
     save_processed,
 )
+from animals10.label_tables import find_in_table
+from animals10.layouts import RawFile, find_in_folder, in_words
 from animals10.settings import Settings
 
+MOST_LINES = 10  # that are printed about lost classes
+OVERVIEW = ("relpath", "name", "category", "label", "width", "height", "source", "sha256")  # of processed images
 CONTRACT_FILE = "preprocessing.json"  # in data/processed: the contract under which the images there were made
 
 
 def scan_images(settings: Settings) -> pd.DataFrame:
-    """Opens every file in the raw folder and writes `data/overview.csv` and `data/rejected.csv`.
+    """Opens every file of the raw folder or table, and writes `data/overview.csv` and `data/rejected.csv`.
 
-    Only headers are decoded here. Images with damaged pixels are detected by `resize_images`.
+    Only headers are decoded here. Images with damaged pixels are detected by `resize_images`. What a person should know
+    about the layout is printed, one line each; for plain class folders there is nothing to say.
 
     Returns:
-        One row per image, in the order of its relative path: `relpath` (below the raw folder), `name`, `format`
+        One row per image, in the order of its relative path: `relpath` (below `settings.raw_folder`), `name`, `format`
         (Pillow's name), `category`, `width` and `height` (pixels, as stored), `mode` (Pillow's), `channels`, `bytes`
-        and `sha256` of the file.
+        and `sha256` of the file; `part` (`train`, `val` or `test`) if the images came with a split.
 
     Raises:
-        UserError: The raw folder is missing, or it has images of fewer than two classes.
+        UserError: The raw folder or table is missing or unusable, or it has images of fewer than two classes.
     """
     for folder in (settings.root, settings.data):
         remove_stale_temporary_files(folder)
     with user_facing_os_errors(settings.raw, "read"):
-        if not settings.raw.is_dir():
-            raise UserError(f"There is no folder {settings.raw}: put the images there, one folder per class.")
-        entries = sorted(path for path in settings.raw.iterdir() if not path.name.startswith("."))
-        folders = [path for path in entries if path.is_dir()]
-    # Translated only if all names are Italian ones of Animals-10: elsewhere a folder `cane` might hold sugar cane.
-    categories = {folder.name: folder.name for folder in folders}
-    if set(categories) <= set(ITALIAN):
-        categories = dict(zip(ITALIAN, ENGLISH, strict=True))
+        if not settings.raw.exists():
+            what = "folder" if settings.raw.suffix != ".csv" else "folder or table"
+            raise UserError(f"There is no {what} {settings.raw}: put the images there, one folder per class.")
+        is_table = settings.raw.is_file()
+        found = find_in_table(settings.raw, settings.table_columns) if is_table else find_in_folder(settings.raw)
+    raw_folder = settings.raw_folder
 
-    def inspect(path: Path) -> dict[str, Any]:
-        row: dict[str, Any] = {"relpath": path.relative_to(settings.raw).as_posix(), "name": path.name}
-        if path.parent == settings.raw:
-            return row | {"reason": "unreadable class folder" if path in folders else "not in a class folder"}
+    def inspect(file: RawFile) -> dict[str, Any]:
+        path, row = raw_folder / file.relpath, dict(vars(file))
+        if file.reason:
+            return row
         try:
             with open_image(path) as image:
-                row |= {"format": image.format, "category": categories[path.parent.name]}
+                row |= {"name": path.name, "format": image.format}
                 row |= {"width": image.width, "height": image.height, "mode": image.mode}
                 row |= {"channels": len(image.getbands()), "bytes": path.stat().st_size}
                 return row | {"sha256": file_sha256(path)}
         except Exception as error:  # one bad file must not stop the scan: it is recorded
             return row | {"reason": rejection_reason(error)}
 
-    paths = [path for path in entries if path not in folders]
-    paths += [path for folder in folders for path in list_files(folder)]
-    columns = "relpath name format category width height mode channels bytes sha256 reason".split()
-    rows = map_on_all_cores(inspect, paths, "scan")
-    table = pd.DataFrame(rows, columns=columns).sort_values("relpath", ignore_index=True)
-    rejected = table[table.reason.notna()].assign(stage="scan")[["relpath", "stage", "reason"]]
-    overview = table[table.reason.isna()].drop(columns="reason").reset_index(drop=True)
+    columns = "relpath name format category width height mode channels bytes sha256 part reason".split()
+    rows = map_on_all_cores(inspect, found.files, "scan")
+    table = pd.DataFrame(rows, columns=columns).sort_values("relpath", kind="stable", ignore_index=True)
+    is_usable = table.reason == ""
+    rejected, overview = table[~is_usable].assign(stage="scan"), table[is_usable].reset_index(drop=True)
+    overview = overview.drop(columns="reason" if found.has_split else ["part", "reason"])
     overview = overview.astype(dict.fromkeys(("width", "height", "channels", "bytes"), int))
-    write_table(rejected, settings.data / "rejected.csv")
-    if overview.category.nunique() < 2:
-        raise UserError(
-            f"{settings.raw} has {len(overview)} usable images of {overview.category.nunique()} classes (and "
-            f"{len(rejected)} rejected files); it needs at least two folders with images, named after their classes."
-        )
+    write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
+    for line in [*found.messages, *_lost_classes(rejected, overview)]:
+        print(line)
+    classes = set(overview.category)
+    if len(classes) < 2:
+        raise _too_few_classes(settings, overview, len(rejected))
+    # Translated only if all names are Italian ones of Animals-10: elsewhere a folder `cane` might hold sugar cane.
+    if classes <= set(ITALIAN):
+        overview["category"] = overview.category.map(dict(zip(ITALIAN, ENGLISH, strict=True)))
+    elif classes > set(ITALIAN):
+        others = in_words(sorted(classes - set(ITALIAN)))
+        print(f"The classes of Animals-10 keep their Italian names, since others lie beside them: {others}.")
     return write_table(overview, settings.data / "overview.csv")
+
+
+def _lost_classes(rejected: pd.DataFrame, images: pd.DataFrame) -> list[str]:
+    """Returns a line for each class that has rejected files and no image."""
+    lost = rejected[(rejected.category != "") & ~rejected.category.isin(images.category)]
+    lines = []
+    for category, files in lost.groupby("category"):
+        counts = files.reason.str.replace(r" \(line \d+ of .*", "", regex=True).value_counts()
+        reasons = ", ".join([f"{n} × {reason}" for reason, n in counts[:3].items()] + ["…"] * (len(counts) > 3))
+        lines.append(f"{in_words([category])} is no class, since it has no usable image: {reasons}.")
+    more = [f"… and {len(lines) - MOST_LINES} more such folders or labels, see rejected.csv."]
+    return lines[:MOST_LINES] + more * (len(lines) > MOST_LINES)
+
+
+def _too_few_classes(settings: Settings, overview: pd.DataFrame, n_rejected: int) -> UserError:
+    found = f"{settings.raw} has {len(overview)} usable images of {overview.category.nunique()} classes (and "
+    found += f"{n_rejected} rejected files); it needs at least two "
+    if settings.raw.is_file():
+        return UserError(f"{found}labels with images. {display_path(settings.data / 'rejected.csv')} names the others.")
+    tables = sorted(settings.raw.glob("*.csv"))
+    hint = f" If {tables[0].name} holds their labels, name it: RAW={tables[0]}." if tables else ""
+    return UserError(f"{found}folders with images, named after their classes.{hint}")
 
 
 def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     """Makes a square RGB JPEG of every image, on all cores, and writes `data/processed-overview.csv`.
 
     A processed image carries the checksum of its source as JPEG comment; images that are up to date are not made again.
-    If the preprocessing contract has changed, all images are made anew. Images that cannot be decoded are added to
+    `data/processed-crc32.csv` has the CRC-32 of each processed file, by which damaged ones are found and made anew. If
+    the preprocessing contract has changed, all images are made anew. Images that cannot be decoded are added to
     `data/rejected.csv`.
 
     Args:
@@ -103,15 +137,16 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per processed image, in the order of `relpath`: `relpath` (below `data/processed`), `name`, `category`,
-        `label` (position of the category in alphabetical order), `width`, `height`, `source` (below the raw folder) and
-        `sha256` (of the source).
+        `label` (position of the category in alphabetical order), `width`, `height`, `source` (below
+        `settings.raw_folder`) and `sha256` (of the bytes from which it was made, also if the source has changed since
+        the scan).
 
     Raises:
         UserError: The workspace has processed images of another size, or a class has the name of a file of ours.
     """
     processed, size = settings.data / "processed", settings.image_size
-    table_path = settings.data / "processed-overview.csv"
-    if table_path.exists() and set(read_table(table_path).width) - {size}:
+    table_path, crc32_path = settings.data / "processed-overview.csv", settings.data / "processed-crc32.csv"
+    if table_path.exists() and set(read_overview(settings).width) - {size}:
         raise UserError(
             f"{display_path(processed)} has images of another size than ANIMALS10_IMAGE_SIZE={size}: "
             "choose another workspace (ANIMALS10_ROOT), or delete it and the csv files beside it."
@@ -122,30 +157,65 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     plan["name"] = processed_names(overview)
     plan["relpath"] = plan.category + "/" + plan.name
     _apply_contract(settings.data)
+    known = _known_crc32(crc32_path)
     for category in plan.category.unique():
         remove_stale_temporary_files(processed / category)
 
-    def make(row: Any) -> str | None:
-        """Makes one processed image; returns the reason if it could not."""
-        target = processed / row.relpath
-        if is_up_to_date(target, row.sha256, size):
-            return None
-        try:
-            with open_image(settings.raw / row.source) as raw_image:
-                image = resize_square(raw_image, size)
-        except Exception as error:  # as in the scan
-            return rejection_reason(error)
-        with atomic_write(target) as temporary:
-            save_processed(image, temporary, comment=row.sha256)
-        return None
+    raw_folder = settings.raw_folder
 
-    plan["reason"] = map_on_all_cores(make, list(plan.itertuples()), "resize")
+    def make(row: Any) -> dict[str, Any]:
+        """Makes one processed image unless it is up to date; returns checksums, or the reason if it could not."""
+        target = processed / row.relpath
+        crc32 = crc32_if_up_to_date(target, row.sha256, size, known.get((row.relpath, row.sha256)))
+        if crc32 is not None:
+            return {"crc32": crc32}
+        try:
+            content = read_file(raw_folder / row.source)
+            sha256 = hashlib.sha256(content).hexdigest()
+            image = read_square(content, size)
+        except Exception as error:  # as in the scan
+            return {"reason": rejection_reason(error)}
+        file = io.BytesIO()
+        save_processed(image, file, comment=sha256)
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(file.getvalue())
+        return {"sha256": sha256, "crc32": zlib.crc32(file.getvalue())}
+
+    made = pd.DataFrame(map_on_all_cores(make, list(plan.itertuples()), "resize"), index=plan.index)
+    made = made.reindex(columns=["reason", "sha256", "crc32"])
+    plan["reason"], plan["crc32"], scanned = made.reason, made.crc32, plan.sha256
+    plan["sha256"] = made.sha256.fillna(scanned)
+    if changed := (plan.sha256 != scanned).sum():
+        print(f"{changed} files have changed since the scan; run this again to update data/overview.csv.")
     failed = plan[plan.reason.notna()].assign(stage="resize", relpath=lambda failed: failed.source)
-    rejected = pd.concat([read_table(settings.data / "rejected.csv").query("stage == 'scan'"), failed])
+    rejected = pd.concat([read_table(settings.data / "rejected.csv", ["stage"]).query("stage == 'scan'"), failed])
     write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
+    for line in _lost_classes(failed, plan[plan.reason.isna()]):
+        print(line)
     done = plan[plan.reason.isna()].sort_values("relpath", ignore_index=True).assign(width=size, height=size)
     done["label"] = done.category.rank(method="dense").astype(int) - 1
-    return write_table(done["relpath name category label width height source sha256".split()], table_path)
+    write_table(done[["relpath", "sha256", "crc32"]].astype({"crc32": int}), crc32_path)
+    return write_table(done[list(OVERVIEW)], table_path)
+
+
+def read_overview(settings: Settings) -> pd.DataFrame:
+    """Reads the table of processed images, `data/processed-overview.csv`, as `resize_images` wrote it.
+
+    Raises:
+        UserError: There is none yet, or it cannot be read.
+    """
+    path = settings.data / "processed-overview.csv"
+    if not path.exists():
+        raise UserError(f"There is no {display_path(path)}: run 01-preprocessing.ipynb first.")
+    return read_table(path, OVERVIEW, "delete it and run 01-preprocessing.ipynb again")
+
+
+def _known_crc32(path: Path) -> dict[tuple[str, str], int]:
+    """Returns the CRC-32 of processed files by relpath and checksum of the source; empty if there is no sound table."""
+    with suppress(UserError, FileNotFoundError, AttributeError, ValueError):
+        table = read_table(path)
+        return dict(zip(zip(table.relpath, table.sha256), map(int, table.crc32)))
+    return {}
 
 
 def _apply_contract(data: Path) -> None:

@@ -1,6 +1,7 @@
-"""The figure and the tables of README.md and docs/results.md, written from results.csv and the published results.
+"""The figure, and the tables of README.md, docs/results.md and the notebooks' texts, written from results.csv.
 
-Each stands between two comments, its marks. README.md shows the best of each family, docs/results.md all runs.
+In README.md and docs/results.md, each stands between two comments, its marks. README.md shows the best of each family,
+docs/results.md all runs. The notebooks' tables have a row for each experiment, in the order of the catalogue.
 """
 
 import io
@@ -9,15 +10,18 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 
 from animals10.catalogue import CATALOGUE
 from animals10.files import REPOSITORY, UserError, atomic_write, display_path, reading, refuse_to_replace
+from animals10.leakage_results import DIFFERENCE, leakage_results
 from animals10.models import Transfer
+from animals10.notebooks import read_notebook
 from animals10.plots import BLUE, ORANGE, STYLE
 from animals10.results import is_other, no_results, published_runs, published_table, results_table
 from animals10.runs import RunKey, run_labels
-from animals10.settings import Settings
+from animals10.settings import NOTEBOOKS, Settings
 
 README = REPOSITORY / "README.md"
 ALL_RESULTS = REPOSITORY / "docs" / "results.md"
@@ -31,18 +35,19 @@ NUMBER = {"textcoords": "offset points", "ha": "center", "fontweight": "bold"}
 
 
 def write_readme(settings: Settings | None = None) -> None:
-    """Writes the figure, and the parts of README.md and docs/results.md that show results.
+    """Writes the figure, and the parts of README.md, docs/results.md and the notebooks' texts that show results.
 
     Args:
         settings: The settings of the workspace whose results are shown; the repository's own by default.
 
     Raises:
-        UserError: README.md or docs/results.md is missing or lacks a mark, the figure is one of your own, or a file
-            cannot be written.
+        UserError: README.md or docs/results.md is missing or lacks a mark, a notebook lacks an experiment, the figure
+            is one of your own, or a file cannot be written.
     """
     refuse_to_replace(FIGURE, FIGURE_MARK, "make readme")
     settings = settings or repository_settings()
     texts = {path: updated_text(path, settings) for path in (README, ALL_RESULTS)}
+    texts |= updated_notebooks(settings)
     texts[FIGURE] = draw(published_and_measured(settings))
     for path, text in texts.items():
         with atomic_write(path) as temporary:
@@ -68,7 +73,7 @@ def updated_text(path: Path, settings: Settings) -> str:
     figure = f"![{alternative_text(table)}]({Path(os.path.relpath(FIGURE, path.parent)).as_posix()})"
     parts = {"figure": figure}
     if path == README:
-        parts["results"] = best_of_families(settings)
+        parts |= {"results": best_of_families(settings), "near-duplicates": near_duplicates(leakage_results())}
     else:
         parts |= {"results": all_runs(settings), "repetitions": repeated_runs(settings)}
     for name, part in parts.items():
@@ -87,8 +92,8 @@ def study_rows(settings: Settings) -> pd.DataFrame:
     """Returns the rows of `results.results_table` that count: on Animals-10, at the settings' image size, in full.
 
     Runs with random weights, trials with a cap on epochs, and runs that were configured in another way than the
-    catalogue's experiment of their name are left out. Of several runs of one experiment on one
-    split, the latest counts.
+    catalogue's experiment of their name are left out. Of several runs of one experiment on one split, the latest
+    counts.
     """
     if not settings.results.exists():
         return no_results()
@@ -109,6 +114,7 @@ def all_runs(settings: Settings) -> str:
     """Returns the table of all published runs in Markdown, and the number of comparisons in words."""
     table, accuracies = published_and_measured(settings), _accuracies(study_rows(settings))
     difference = table.difference.map("{:+.3f}".format) + _interval(table, "difference")
+    compared = table.difference_low.notna()
     found = table[KEY].join(accuracies, on=KEY).fillna("not measured")
     columns = {
         "run": "`" + table.model_id + "`" + table.repetition.map({1: "", 2: " (repetition 2)"}),
@@ -116,10 +122,11 @@ def all_runs(settings: Settings) -> str:
         "maximum epochs": table.epochs,
         "published": table.accuracy.map("{:.3f}".format),
         **{f"{split} split": found[split] for split in SPLITS},
-        "difference": difference.where(table.difference.notna()),
-        "agreement": table.agreement.where(table.difference.notna()),
+        "training time": table.train_seconds.map(_duration, na_action="ignore"),
+        "difference": difference.where(compared),
+        "agreement": table.agreement.where(compared),
     }
-    level = f"0.05 / {table.difference.notna().sum()}"
+    level = f"0.05 / {compared.sum()}"
     return (
         f"{_markdown(pd.DataFrame(columns))}\n\nLevel of significance: {level} (Bonferroni). {data_sentence(settings)}"
     )
@@ -170,6 +177,29 @@ def best_of_families(settings: Settings) -> str:
     return f"{_markdown(pd.DataFrame(lines))}\n\n{data_sentence(settings)}"
 
 
+def near_duplicates(results: pd.DataFrame) -> str:
+    """Returns what `make leakage` measured, in words.
+
+    Args:
+        results: See `leakage_results.leakage_results`.
+    """
+    rows = results[results.split == "published"]
+    observed = rows[rows.part == "observed"].groupby("test_images")
+    n, low, high = observed.n.first(), observed.accuracy.min(), observed.accuracy.max()
+    ranges = {name: f"{low[name]:.3f} to {high[name]:.3f}" for name in ("leaked", "others")}
+    probe = rows[(rows.model_id == "mobnet2_linear_probe") & (rows.condition == DIFFERENCE)].set_index("test_images")
+    n_runs = len(observed.get_group("all"))
+    worth, on_all = probe.loc["leaked"], probe.accuracy["leaked"] * n.leaked / n["all"]
+    return (
+        f"**Near-duplicates.** In a random split such as the original study's, {n.leaked:,} of {n['all']:,} test "
+        f"images ({100 * n.leaked / n['all']:.1f} %) have a near-duplicate in the training set, and {n_runs} "
+        f"trained runs are more accurate on these images ({ranges['leaked']}) than on the others ({ranges['others']}). "
+        f"Only a part of this is leakage: trained again without the near-duplicates, a linear probe loses "
+        f"{worth.accuracy:.3f} on these images (95 % interval {worth.low:.3f} to {worth.high:.3f}), which is "
+        f"{on_all:.3f} on all test images. Images with near-duplicates are also easier than others."
+    )
+
+
 def data_sentence(settings: Settings) -> str:
     """Returns on which data the rows that count were measured, in words."""
     rows = study_rows(settings)
@@ -198,9 +228,53 @@ def _interval(table: pd.DataFrame, name: str) -> pd.Series:
     return " (" + low + " to " + high + ")"
 
 
+def _duration(seconds: float) -> str:
+    """Returns a duration in words."""
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
 def _markdown(table: pd.DataFrame) -> str:
     table = table.astype("str").replace({"nan": "–", "<NA>": "–", "None": "–"}).fillna("–")
     return table.to_markdown(index=False, disable_numparse=True)
+
+
+# ── Notebooks ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+EXPERIMENT = re.compile(r"^\| `(?P<id>[^`]+)` \| (?P<question>[^|]*) \| [^|]* \| [^|]* \|", re.MULTILINE)
+
+
+def updated_notebooks(settings: Settings) -> dict[Path, str]:
+    """Returns the text of notebooks 02 and 03 with the published and measured accuracies in their tables written anew.
+
+    A row of such a table begins with the id, the question, the published and the measured test accuracy; measured is
+    the one on the grouped split.
+
+    Raises:
+        UserError: The rows of the tables are not the experiments of the catalogue, in its order.
+    """
+    published = published_and_measured(settings).set_index(KEY).accuracy.map("{:.3f}".format)
+    rows = study_rows(settings)
+    measured = rows[rows.split == "grouped"].set_index(KEY).accuracy.map("{:.3f}".format)
+    experiments, texts = iter(CATALOGUE), {}
+
+    def filled(row: re.Match) -> str:
+        experiment = next(experiments, None)
+        if experiment is None or experiment.id != row["id"]:
+            found, wanted = row["id"], experiment.id if experiment else "the end"
+            raise UserError(f"The notebooks' tables have a row of {found} where the catalogue has {wanted}.")
+        cells = published.get(experiment.key, "–"), measured.get(experiment.key, "not measured")
+        return f"| `{row['id']}` | {row['question']} | {' | '.join(cells)} |"
+
+    for path in (REPOSITORY / name for name in NOTEBOOKS[1:]):
+        notebook = read_notebook(path)
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = EXPERIMENT.sub(filled, cell.source)
+        texts[path] = nbformat.writes(notebook) + "\n"
+    if left := next(experiments, None):
+        raise UserError(f"The notebooks' tables lack a row of {left.id}.")
+    return texts
 
 
 # ── The figure ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -41,6 +41,7 @@ MAX_ERRORS = 12  # misclassified images that a run's view lists
 SPLITS = {
     "grouped": "near-duplicates are in the same part",
     "published": "each image is drawn on its own, as the original study did",
+    "given": "it came with the images",
     "own": "its tables were made by hand",
 }
 # Backbones that the runs in `study/` lack, and why.

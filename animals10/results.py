@@ -66,7 +66,9 @@ class ResultRow:
     keras: str = field(metadata=_column("Keras", "version"))
     commit: str = field(metadata=_column("commit", "of this repository"))
     data_sha256: str = field(metadata=_column("data checksum", "of the images and their split"))
-    split: str = field(metadata=_column("split", "grouped: near-duplicates together; published: as the original; own"))
+    split: str = field(
+        metadata=_column("split", "grouped: near-duplicates together; published: as the original; given; own")
+    )
     data_share: str = field(metadata=_column("share of Animals-10", "files of Animals-10 that were there; else empty"))
     epochs_cap: int | None = field(metadata=_column("cap on epochs", "of a trial that ANIMALS10_MAX_EPOCHS shortened"))
 
@@ -172,7 +174,7 @@ def best_run(settings: Settings, data_sha256: str | None = None) -> Run:
 def published_runs(settings: Settings) -> pd.DataFrame:
     """Returns the original study's runs; none if the workspace's classes are not its ten."""
     published, path = read_table(PUBLISHED_RESULTS), settings.data / "processed-overview.csv"
-    if path.exists() and set(read_table(path).category) != set(ENGLISH):
+    if path.exists() and set(read_table(path, ["category"]).category) != set(ENGLISH):
         return published.head(0)
     return published
 

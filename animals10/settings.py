@@ -3,17 +3,29 @@
 import importlib.util
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 
 from animals10.files import REPOSITORY, UserError, display_path
-from animals10.images import contains_images
+from animals10.layouts import contains_images
 
 SAMPLE = REPOSITORY / "data" / "sample" / "raw-img"
 NOTEBOOKS = ("01-preprocessing.ipynb", "02-CNN-modeltraining.ipynb", "03-transfer-learning.ipynb")
+
+
+def _absolute_path(path: str | Path) -> Path:
+    """Returns an absolute path. A leading `~` is the home folder, wherever the path comes from.
+
+    Raises:
+        ValueError: It begins with the name of a user who does not exist.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - a Path forgets that ./~a is no home folder
+    if str(expanded).startswith("~"):
+        raise ValueError(f"there is no home folder {Path(expanded).parts[0]}; write ./~… for a folder of that name")
+    return Path(expanded).resolve()
 
 
 class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -21,11 +33,15 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         root: The workspace: contains `data/`, `models/` and `results.csv`.
-        raw: Folder of the raw images, one folder per class. Never modified.
+        raw: Folder of the raw images, one folder per class; or a csv table of files and labels. Never modified. By
+            default `data/raw-img` in the workspace.
+        table_columns: The columns of that table: of files, of labels and, if there is one, of the split; empty to
+            recognise them by their names.
         profile: `full` for the user's own images, `sample` for the drawings that the repository ships.
         image_size: Edge of the square images that the models see, in pixels.
         weights: Initial weights of backbones: `imagenet`, `random`, or a folder of `<backbone>.weights.h5` files.
-        only: Ids of the experiments to train; empty for all.
+        only: Ids of the experiments to train; empty for all. In a text, commas or blanks separate them, and an id that
+            has some of its own stands in double quotes.
         max_epochs: Maximum epochs of every run; None for no limit beyond the experiment's own.
         force: Whether finished runs are trained again.
         split: `grouped` keeps near-duplicates in the same part of the split; `published` splits as the original study.
@@ -39,7 +55,8 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     """
 
     root: Path
-    raw: Path
+    raw: Path = pydantic.Field(default_factory=lambda values: values["root"] / "data" / "raw-img")
+    table_columns: tuple[str, ...] = ()
     profile: Literal["full", "sample"] = "full"
     image_size: int = pydantic.Field(224, ge=32, le=1024)
     weights: str = "imagenet"
@@ -64,52 +81,72 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         Raises:
             UserError: A value is invalid; the message names the variable, the value and what is allowed.
         """
-        prefix = "ANIMALS10_"
         given: dict[str, Any] = {
-            name.removeprefix(prefix).lower(): text.strip()
+            name.removeprefix("ANIMALS10_").lower(): text.strip()
             for name, text in environment.items()
-            if name.startswith(prefix) and text.strip()
+            if name.startswith("ANIMALS10_") and text.strip()
         }
-        raw = Path(given.get("raw") or Path(given.get("root", REPOSITORY)) / "data" / "raw-img")
-        profile = given.get("profile") or ("full" if "raw" in given or contains_images(raw) else "sample")
-        if profile == "sample":
-            if "profile" not in given:
-                print(
-                    f"There are no images in {display_path(raw)}: using the sample profile, with the shipped drawings."
-                )
-            given = {
-                "root": REPOSITORY / "build" / "sample",
-                "raw": SAMPLE,
-                "weights": "random",
-                "max_epochs": 1,
-                "views": 1,
-            } | given
+        settings = cls(**{"root": REPOSITORY} | given)
+        if "profile" not in given and "raw" not in given and not contains_images(settings.raw):
+            path = display_path(settings.raw)
+            print(f"There are no images in {path}: using the sample profile, with the shipped drawings.")
+            given["profile"] = "sample"
+        if given.get("profile") != "sample":
+            return settings
+        sample = {"root": REPOSITORY / "build" / "sample", "raw": SAMPLE, "weights": "random"}
+        return cls(**sample | {"max_epochs": 1, "views": 1} | given)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Returns a copy with other values, which are checked as those of `Settings(...)` are.
+
+        Raises:
+            UserError: A value is invalid.
+        """
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | dict(update or {}))
+
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _in_one_line(cls, values: Any, handler: Callable[[Any], Self]) -> Self:
         try:
-            return cls(**{"root": REPOSITORY, "raw": raw} | given | {"profile": profile})
+            return handler(values)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            name = prefix + str(first["loc"][0]).upper()
-            raise UserError(f"{name} is {first['input']!r}: {first['msg'].removeprefix('Value error, ')}.") from None
+            name = f"ANIMALS10_{first['loc'][0]}".upper()
+            reason = first["msg"].removeprefix("Value error, ")
+            raise UserError(
+                f"{name} is missing." if first["type"] == "missing" else f"{name} is {first['input']!r}: {reason}."
+            ) from None
 
-    @pydantic.field_validator("root", "raw")
+    @pydantic.field_validator("root", "raw", mode="before")
     @classmethod
-    def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().resolve()
+    def _absolute(cls, path: Any) -> Any:
+        return _absolute_path(path) if isinstance(path, (str, Path)) else path
 
     @pydantic.field_validator("weights")
     @classmethod
     def _weights_exist(cls, text: str) -> str:
         if text in ("imagenet", "random"):
             return text
-        if not Path(text).expanduser().is_dir():
+        if not (path := _absolute_path(text)).is_dir():
             raise ValueError("allowed is imagenet, random or an existing folder of <backbone>.weights.h5 files")
-        return str(Path(text).expanduser().resolve())
+        return str(path)
 
     @pydantic.field_validator("only", mode="before")
     @classmethod
     def _as_ids(cls, ids: str | Sequence[str]) -> tuple[str, ...]:
         """Splits a text at commas and blanks. Which ids exist is known to the experiments, not here."""
-        return tuple(filter(None, re.split(r"[\s,]+", ids) if isinstance(ids, str) else ids))
+        if not isinstance(ids, str):
+            return tuple(ids)
+        return tuple(quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|([^\s,]+)', ids))
+
+    @pydantic.field_validator("table_columns", mode="before")
+    @classmethod
+    def _as_columns(cls, names: str | Sequence[str]) -> tuple[str, ...]:
+        """Splits a text at commas."""
+        columns = tuple(name.strip() for name in (names.rstrip(", ").split(",") if isinstance(names, str) else names))
+        if columns and not (len(columns) in (2, 3) and all(columns)):
+            raise ValueError("allowed are two or three names, separated by commas: of files, of labels, of the split")
+        return columns
 
     @pydantic.field_validator("tensorboard")
     @classmethod
@@ -117,6 +154,11 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         if wanted and not importlib.util.find_spec("tensorboard"):
             raise ValueError("TensorBoard is not installed; `make extras` installs it")
         return wanted
+
+    @property
+    def raw_folder(self) -> Path:
+        """The folder to which paths of raw images are relative: the raw folder, or that of the table."""
+        return self.raw.parent if self.raw.is_file() else self.raw
 
     @property
     def data(self) -> Path:

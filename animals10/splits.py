@@ -1,5 +1,6 @@
 """Training, validation and test set: how they are drawn, checked and read, and how a training set is resampled."""
 
+import csv
 import hashlib
 import os
 from collections.abc import Mapping
@@ -9,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from animals10.files import UserError, display_path, read_json, read_table, write_json, write_table
+from animals10.files import UserError, display_path, read_json, read_table, reading, write_json, write_table
+from animals10.layouts import in_words, readable
+from animals10.preprocessing import read_overview
 from animals10.quality import check_images
 from animals10.reference import data_share, is_complete, match_reference
 from animals10.settings import Settings
@@ -35,9 +38,11 @@ class Splits:
         val: The validation set.
         test: The test set.
         class_names: The class of each label, in order.
-        dataset: `sample`, `animals10` (at least 99 % of it), `animals10-part`, or the name of the raw folder.
+        dataset: `sample`, `animals10` (at least 99 % of it), `animals10-part`, or the name of the raw folder, or of the
+            folder of the table.
         share: How many files of Animals-10 there are, in words; empty for other data.
-        kind: `grouped`, `published`, or `own` where the tables were made by hand.
+        kind: `grouped`, `published`, `given` where a split came with the images, or `own` where the tables were made
+            by hand.
         sha256: Checksum over the image size and each image's part, label and source checksum.
     """
 
@@ -58,29 +63,32 @@ def load_splits(settings: Settings) -> Splits:
     with the seed from the sorted table, so every machine gets the same split. Near-duplicates stay together: the first
     of each group is drawn and the others follow it. The files of Animals-10 have the parts of the reference split,
     whatever the seed and whichever files are missing. `ANIMALS10_SPLIT=published` draws each image on its own, as the
-    original study did.
+    original study did. A split that came with the images is used as it is; if it lacks a validation or a test set, a
+    fifth or a tenth of its training images is drawn instead.
 
     Raises:
         UserError: Notebook 01 has not run, a class has too few images, or a table is damaged or does not match the
             images.
     """
-    overview_path = settings.data / "processed-overview.csv"
-    if not overview_path.exists():
-        raise UserError(f"There is no {display_path(overview_path)}: run 01-preprocessing.ipynb first.")
-    overview = read_table(overview_path)
+    overview = read_overview(settings)
     if set(overview.width) != {settings.image_size}:
-        path = display_path(overview_path)
+        path = display_path(settings.data / "processed-overview.csv")
         raise UserError(f"{path} is of another size than ANIMALS10_IMAGE_SIZE={settings.image_size}.")
     paths = {part: settings.data / f"{part}.csv" for part in PARTS}
     kind_path = settings.data / "split.json"
+    is_given = _came_with_split(settings)
     if not paths["train"].exists():  # it is written last
-        write_json({"kind": settings.split}, kind_path)
-        for part, table in split_images(settings, overview).items():
+        write_json({"kind": "given" if is_given else settings.split}, kind_path)
+        tables = complete_split(settings, overview) if is_given else split_images(settings, overview)
+        for part, table in tables.items():
             write_table(table, paths[part])
-    kind = read_json(kind_path)["kind"] if kind_path.exists() else "own"
-    if kind not in ("own", settings.split):
-        where = display_path(settings.data)
-        raise UserError(f"The split in {where} is {kind!r}, but ANIMALS10_SPLIT is {settings.split!r}: {START_OVER}.")
+    kind = "own"
+    if kind_path.exists():
+        with reading(kind_path, "is damaged", START_OVER):
+            kind = read_json(kind_path, START_OVER)["kind"]
+    if kind not in ("own", "given" if is_given else settings.split):
+        found = "the images came with one" if is_given else f"ANIMALS10_SPLIT is {settings.split!r}"
+        raise UserError(f"The split in {display_path(settings.data)} is {kind!r}, but {found}: {START_OVER}.")
     if missing := [path for path in paths.values() if not path.exists()]:
         raise UserError(f"{display_path(missing[0])} is missing beside the other splits: restore it, or {START_OVER}.")
     parts = {part: read_table(path) for part, path in paths.items()}
@@ -123,22 +131,87 @@ def draw_split(overview: pd.DataFrame, seed: int, groups: pd.Series) -> dict[str
         overview: The images.
         seed: Decides the draw.
         groups: For each row the `relpath` of the image whose part it shares: its own if it is drawn itself.
+
+    Raises:
+        UserError: A class has too few images that are drawn themselves.
     """
     overview = overview.sort_values("relpath")
     groups = groups.loc[overview.index]
     drawn = overview[groups == overview.relpath]
-    counts = drawn.category.value_counts()
-    if len(counts) < 2 or counts.min() < MIN_IMAGES:
-        few = ", ".join(f"{name} has {n}" for name, n in counts[counts < MIN_IMAGES].items())
-        raise UserError(
-            f"Too few images to split into training, validation and test set: {few or 'one class only'}; a class needs "
-            f"at least {MIN_IMAGES} usable ones, not counting duplicates. Add some or remove its folder, and run 01."
-        )
+    _check_sizes(overview, drawn, MIN_IMAGES, "to split into training, validation and test set")
     n_test, n_val = round(0.1 * len(drawn)), round(0.2 * len(drawn))
     train, rest = train_test_split(drawn, test_size=n_val + n_test, stratify=drawn.label, random_state=seed)
     val, test = train_test_split(rest, test_size=n_test, stratify=rest.label, random_state=seed)
     parts = {"test": test, "val": val, "train": train}
     return {part: overview[groups.isin(table.relpath)] for part, table in parts.items()}
+
+
+def _check_sizes(images: pd.DataFrame, drawn: pd.DataFrame, minimum: int, purpose: str) -> None:
+    """Raises a `UserError` if a class has too few images that are drawn themselves, and names the ways out."""
+    sizes, counts = images.category.value_counts(), drawn.category.value_counts()
+    if len(counts) > 1 and counts.min() >= minimum:
+        return
+    few = counts[counts < minimum]
+    found = in_words([f"{name} has {n}" for name, n in few.items()], 20) or "one class only"
+    advice = "Add some or remove its folder"
+    if len(few) and sizes[few.index].min() >= minimum:
+        found_with = in_words([f"{sizes[name]:,} of {name}" for name in few.index], 20)
+        advice += (
+            f". With near-duplicates, as in the frames of one camera, there are {found_with}: to draw each on its own, "
+            "set ANIMALS10_SPLIT=published, but then they leak into the test set. Or bring your own split, as folders "
+            "train, val and test"
+        )
+    raise UserError(
+        f"Too few images {purpose}: {found}; a class needs at least {minimum} usable ones, not counting duplicates. "
+        f"{advice}. Then run 01 again."
+    )
+
+
+def _came_with_split(settings: Settings) -> bool:
+    """Tells whether the images came with a split, which `scan_images` has recorded."""
+    path = settings.data / "overview.csv"
+    if not path.exists():
+        return False
+    with reading(path, "is not a csv table"), path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return "part" in next(csv.reader(file), ())
+
+
+def complete_split(settings: Settings, overview: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Returns the tables of a split that came with the images, and prints what a person should know about it.
+
+    A missing validation or test set is drawn from the training set, stratified, as the setting `split` says.
+
+    Raises:
+        UserError: The training set is missing, or too small to draw from it.
+    """
+    scanned = read_table(settings.data / "overview.csv").drop_duplicates("relpath").set_index("relpath")
+    part, groups = overview.source.map(scanned.part), check_images(settings).group
+    if settings.split == "published":
+        drawn_with = overview.relpath
+    else:
+        drawn_with = overview.relpath.where(part == "train").groupby(groups).transform("min")
+    if not (part == "train").any():
+        raise UserError(f"No training image is usable: {display_path(settings.data / 'rejected.csv')} tells why.")
+    lines = ["The split that came with the images is used"]
+    for name, title, share in (("val", "validation", 0.2), ("test", "test", 0.1)):
+        if (part == name).any():
+            continue
+        train = overview[part == "train"].sort_values("relpath")
+        drawn = train[drawn_with[train.index] == train.relpath]
+        _check_sizes(train, drawn, round(1 / share), f"to draw a {title} set from the training set")
+        options = {"test_size": round(share * len(drawn)), "stratify": drawn.label, "random_state": settings.seed}
+        chosen = train_test_split(drawn, **options)[1]
+        part = part.mask((part == "train") & drawn_with.isin(chosen.relpath), name)
+        lines[0] += f"; it has no {title} set, so {100 * share:.0f} % of its training images are drawn as one"
+    parts = {name: overview[part == name].sort_values("relpath") for name in PARTS}
+    trained = groups.isin(groups[part == "train"])
+    counts = [f"{(trained & (part == name)).sum():,} of {len(parts[name]):,} {name}" for name in ("val", "test")]
+    lines[0] += f". {' and '.join(counts)} images have a near-duplicate among {len(parts['train']):,} in training."
+    for name, table in parts.items():
+        if lacking := sorted(set(overview.category) - set(table.category)):
+            lines.append(f"There is no image of {in_words(lacking)} in {name}.")
+    print(*lines, sep="\n")
+    return parts
 
 
 def _check_tables(parts: Mapping[str, pd.DataFrame], overview: pd.DataFrame, data: Path) -> None:
@@ -185,8 +258,10 @@ def _dataset_name(settings: Settings, overview: pd.DataFrame) -> str:
         return "sample"
     if is_complete(overview):
         return "animals10"
-    folder = next(path for path in (settings.raw, *settings.raw.parents) if path.name not in ("raw-img", "data"))
-    return "animals10-part" if folder.name == "animals10" else folder.name
+    folder = settings.raw_folder
+    names = [path.name for path in (folder, *folder.parents) if path.name not in ("raw-img", "data", "")]
+    name = readable(names[0] if names else folder.name) or "unnamed"
+    return "animals10-part" if name == "animals10" else name
 
 
 def resample(train: pd.DataFrame, class_balance: str, seed: int) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 from animals10.csv_append import rebuild_rows
 from animals10.evaluation import metrics, predict_table
 from animals10.files import UserError, display_path, file_sha256
-from animals10.input_pipeline import batches
+from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
 from animals10.results import RESULT_COLUMNS, read_results
 from animals10.runs import Run, is_called, stored_runs
@@ -100,7 +100,8 @@ def _prediction_problems(settings: Settings, run: Run) -> list[str]:
     if splits.sha256 != run.row["data_sha256"]:
         return ["it was evaluated on other images or splits than the workspace holds now"]
     model, class_names = load_model(run.file("model.keras"))
-    predictions = predict_table(model, batches(settings, splits.test), splits.test, class_names)
+    with damaged_images_named(settings, splits.test):
+        predictions = predict_table(model, batches(settings, splits.test), splits.test, class_names)
     columns = [f"p_{name}" for name in class_names]
     difference = float(np.abs(predictions[columns].to_numpy() - run.predictions[columns].to_numpy()).max())
     if difference > TOLERANCE:

@@ -89,7 +89,7 @@ class Workspace:
     def is_selected(self, experiment: Experiment) -> bool:
         """Tells whether `ANIMALS10_ONLY` and `ANIMALS10_PUBLISH` let an experiment be trained."""
         only, publish = self.settings.only, self.settings.publish
-        return not publish and (not only or is_listed((only,) if isinstance(only, str) else only, experiment.id))
+        return not publish and (not only or is_listed(only, experiment.id))
 
     def is_current(self, experiment: Experiment) -> bool:
         """Tells whether an experiment is finished, and started from the weights that its parent has now."""

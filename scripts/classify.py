@@ -13,14 +13,18 @@ from animals10.inference import classify_files
 from animals10.settings import Settings
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def main() -> None:
     """Classifies the files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n")[1])
     parser.add_argument("model", help="a .keras file, a folder in models/, or a model id")
     parser.add_argument("images", nargs="+", help="files, folders, patterns")
     parser.add_argument("--top", type=int, default=3, help="classes per line (%(default)s)")
-    parser.add_argument("--csv", type=Path, help="write all probabilities as a table")
-    parser.add_argument("--json", type=Path, help="write them as JSON")
+    parser.add_argument("--csv", type=_path, help="write all probabilities as a table")
+    parser.add_argument("--json", type=_path, help="write them as JSON")
     arguments = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not Unicode
     options = {"top": arguments.top, "csv_path": arguments.csv, "json_path": arguments.json}

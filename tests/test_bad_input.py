@@ -10,6 +10,8 @@ from PIL import Image
 from animals10.bad_input import (
     CLASS_NAMES,
     FOLDERS,
+    LAYOUTS,
+    LEFT_BY_SYSTEMS,
     OPTIONS,
     SIZE,
     File,
@@ -24,10 +26,10 @@ from animals10.settings import Settings
 
 
 @hypothesis.settings(max_examples=60, derandomize=True, **OPTIONS)
-@hypothesis.given(CLASS_NAMES, FOLDERS)
-def test_good_images_are_processed_and_bad_files_recorded(class_name, contents):
+@hypothesis.given(CLASS_NAMES, FOLDERS, LAYOUTS, LEFT_BY_SYSTEMS)
+def test_good_images_are_processed_and_bad_files_recorded(class_name, contents, layout, left):
     with tempfile.TemporaryDirectory() as folder:
-        check_folder(Path(folder) / "case", class_name, contents)
+        check_folder(Path(folder) / "case", class_name, contents, layout, left)
 
 
 def test_the_stress_test_counts_its_cases_and_reports_a_failure(tmp_path, monkeypatch):

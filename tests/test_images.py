@@ -4,7 +4,7 @@ from PIL import Image
 
 from animals10 import images
 from animals10.dataset import ITALIAN
-from animals10.images import contains_images, processed_pixels, resize_square, save_processed, to_rgb
+from animals10.images import processed_pixels, resize_square, save_processed, to_rgb
 from animals10.settings import SAMPLE
 
 ORANGE = (230, 140, 30)
@@ -59,14 +59,6 @@ def test_the_contract_shows_every_constant_that_changes_pixels(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(images, name, value)
             assert images.preprocessing_contract() != before
-
-
-def test_a_folder_contains_images_if_a_class_folder_is_not_empty(tmp_path, draw):
-    assert not contains_images(tmp_path / "none")
-    (tmp_path / "raw" / "cat").mkdir(parents=True)
-    assert not contains_images(tmp_path / "raw")
-    draw(tmp_path / "raw" / "dog" / "a.jpg")
-    assert contains_images(tmp_path / "raw")
 
 
 def test_the_sample_has_the_peculiarities_of_the_download():

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import auxiliary as aux
@@ -43,6 +44,17 @@ def test_one_image_is_augmented_differently_in_each_epoch(prepared):
     one = aux.load_splits(prepared).train.head(1)
     views = images_of(aux.training_batches(prepared, one, epochs=range(6)))
     assert len({view.tobytes() for view in views}) == 6
+
+
+def test_training_names_the_image_that_it_cannot_read_and_01_repairs_it(prepared):
+    experiment = aux.Experiment("tiny", aux.CNN((4,), (4,), (4,), (0.0,)), aux.Training(1e-2, epochs=1))
+    relpath = aux.load_splits(prepared).val.relpath[5]
+    image = prepared.data / "processed" / relpath
+    image.write_bytes(image.read_bytes()[:-99])
+    with pytest.raises(aux.UserError, match=rf"{relpath} is missing or damaged: run 01-preprocessing.ipynb again"):
+        aux.train(prepared, experiment)
+    aux.resize_images(prepared, aux.scan_images(prepared))
+    assert aux.train(prepared, experiment).path
 
 
 def test_augmentation_has_the_strengths_of_its_fields():

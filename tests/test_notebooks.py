@@ -135,6 +135,24 @@ def test_a_kernel_that_is_killed_is_one_line_that_says_what_probably_happened(wo
         notebooks.run_notebooks(workspace, names=[NAME])  # the copy of before was nobody's
 
 
+def test_paths_reach_the_kernels_as_absolute_ones(tmp_path, monkeypatch):
+    for name in ("ROOT", "RAW", "WEIGHTS"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"ANIMALS10_{name}", name)
+    seen = {}
+
+    def execute(source, target, **options):
+        seen.update(os.environ)
+        write_notebook(Path(target))
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.chdir(tmp_path)  # kernels start in the repository
+    notebooks.run_notebooks(aux.Settings.from_environment())
+    for name in ("ROOT", "RAW", "WEIGHTS"):
+        assert seen[f"ANIMALS10_{name}"] == str(tmp_path / name)
+
+
 # ── Notebooks of one's own ────────────────────────────────────────────────────────────────────────────────────────────
 
 OWN_CELLS = [

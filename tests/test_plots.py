@@ -1,3 +1,4 @@
+import io
 import json
 
 import matplotlib.colors
@@ -15,6 +16,7 @@ from PIL import Image
 import auxiliary as aux
 from animals10 import notebooks, plot_runs, plots
 from animals10.dataset import PUBLISHED_RESULTS
+from animals10.files import REPOSITORY
 
 PUBLISHED = aux.read_table(PUBLISHED_RESULTS)
 HALF, ALL = [("a", "a"), ("b", "a")] * 10, [("a", "a"), ("b", "b")] * 10  # true and predicted class
@@ -147,6 +149,11 @@ def test_the_confusion_matrix_shows_shares_and_counts(tmp_path):
     assert texts(several).count("7") == 13 and not [text for text in texts(several) if "%\n" in text]
     many = aux.plot_run(write_run(tmp_path / "many", [(f"{index:02}", "00") for index in range(21)]))
     assert "1" not in texts(many) and "<colorbar>" in [axis.get_label() for axis in many.axes]
+
+
+def test_large_images_are_drawn_as_thumbnails(tmp_path, draw):
+    figure = aux.plot_images([draw(tmp_path / "large.jpg", size=(1200, 900))], ["large"])
+    assert figure.axes[0].images[0].get_array().shape == (300, 400, 3)
 
 
 def test_the_most_confident_errors_come_first(tmp_path, draw):
@@ -312,3 +319,30 @@ def test_published_figures_keep_matrices_and_heatmaps(prepared, published):
         assert len(images) == 3 * len(kept) and all(image.get_array().shape == (32, 32) for image in kept)
         assert not any(np.ptp(image.get_array()) for image in images if image not in kept)
         assert sum(text.endswith((".jpg", ".jpeg")) for text in texts(figure)) >= len(kept)
+
+
+ODD_NAMES = [r"$\x$", "$5$ ^_{", "a$b$c"]
+
+
+def drawn_texts(figure):
+    """Returns the texts of a figure once it is drawn, after the style that it was made in; none may be a formula."""
+    figure.savefig(io.BytesIO())
+    found = figure.findobj(Text)
+    assert not any(text.get_parse_math() and "$" in text.get_text() for text in found)
+    return {text.get_text() for text in found}
+
+
+def test_dollars_in_class_names_are_no_formulas(prepared):
+    model = aux.CNN((4,), (4,), (8,)).build(3, 32)
+    paths = sorted((prepared.raw / "red").iterdir())[:1]
+    assert set(ODD_NAMES) <= drawn_texts(aux.plot_predictions(model, ODD_NAMES, paths))
+
+
+def test_dollars_in_class_names_are_no_formulas_in_notebook_01(monkeypatch):
+    cells = nbformat.read(REPOSITORY / aux.NOTEBOOKS[0], as_version=4).cells
+    (chart,) = [cell.source for cell in cells if "Images per category" in cell.source]
+    shown = []
+    monkeypatch.setattr(aux, "show", lambda figure, description: shown.append(figure))
+    with plt.rc_context():
+        exec(chart, {"plt": plt, "aux": aux, "counts": pd.Series(2, ODD_NAMES), "overview": [1] * 6})
+        assert set(ODD_NAMES) <= drawn_texts(*shown)

@@ -3,12 +3,14 @@ import shutil
 import subprocess
 import sys
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
 
+import auxiliary
 from animals10 import images
-from animals10.files import UserError, read_json, read_table
+from animals10.files import REPOSITORY, UserError, file_sha256, read_json, read_table
 from animals10.preprocessing import resize_images, scan_images
 from animals10.quality import check_images
 from animals10.settings import Settings
@@ -85,6 +87,71 @@ def test_a_second_run_makes_only_what_is_new_or_changed(settings, draw):
     after = modification_times(settings)
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed == {"red/red 03.jpg", "red/new.jpg", "red/red 05.jpg"}
+
+
+def test_damaged_processed_images_are_made_anew(settings):
+    process(settings)
+    folder = settings.data / "processed" / "red"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    whole = before["red 00.jpg"]
+    tail = len(whole) - 60  # in the pixels, so that header, size and comment are those of a sound image
+    damages = {
+        "cut": whole[:tail],
+        "garbled": whole[:tail] + bytes(60),
+        "flipped": whole[:tail] + bytes([whole[tail] ^ 1]) + whole[tail + 1 :],
+        "another": before["red 01.jpg"],
+        "empty": b"",
+    }
+    for name, content in damages.items():
+        (folder / "red 00.jpg").write_bytes(content)
+        times = modification_times(settings)
+        process(settings)
+        changed = {path for path, time in modification_times(settings).items() if time != times[path]}
+        assert changed == {"red/red 00.jpg"} and (folder / "red 00.jpg").read_bytes() == whole, name
+
+    # Where no checksum is known, as after a kill, all pixels are decoded instead.
+    table = settings.data / "processed-crc32.csv"
+    for damage in (table.unlink, lambda: table.write_text("relpath"), lambda: table.write_bytes(b"\xff\0")):
+        process(settings)
+        damage()
+        (folder / "red 00.jpg").write_bytes(whole[:tail])
+        times = modification_times(settings)
+        process(settings)
+        changed = {path for path, time in modification_times(settings).items() if time != times[path]}
+        assert changed == {"red/red 00.jpg"} and (folder / "red 00.jpg").read_bytes() == whole
+
+
+def test_a_file_that_changes_after_the_scan_is_stored_under_its_own_checksum(settings, draw, capsys):
+    overview = scan_images(settings)
+    changed = draw(settings.raw / "red" / "red 00.jpeg", (40, 40, 200))
+    (settings.raw / "red" / "red 01.jpeg").write_bytes(b"no image any more")
+    (settings.raw / "red" / "red 02.jpeg").unlink()
+    processed = resize_images(settings, overview).set_index("source")
+    sha256 = processed.sha256["red/red 00.jpeg"]
+    assert sha256 == file_sha256(changed) != overview.set_index("relpath").sha256["red/red 00.jpeg"]
+    with Image.open(settings.data / "processed" / "red" / "red 00.jpg") as image:
+        assert image.info["comment"].decode() == sha256 and image.getpixel((9, 9))[2] > 150
+    assert "1 files have changed since the scan" in capsys.readouterr().out
+    rejected = read_table(settings.data / "rejected.csv").set_index("relpath").reason
+    assert set(rejected.index) == {"red/red 01.jpeg", "red/red 02.jpeg"}
+    before = modification_times(settings)
+    process(settings)
+    assert modification_times(settings) == before and "changed" not in capsys.readouterr().out
+
+
+def test_the_gallery_of_notebook_01_shows_processed_images(settings, monkeypatch):
+    """A file whose pixels are damaged is found when it is resized, which is before the gallery."""
+    whole = (settings.raw / "red" / "red 00.jpeg").read_bytes()
+    for path in (settings.raw / "red").iterdir():
+        path.write_bytes(whole[: len(whole) - 99])
+    (settings.raw / "red" / "red 03.jpeg").write_bytes(whole)
+    cells = [cell.source for cell in nbformat.read(REPOSITORY / "01-preprocessing.ipynb", 4).cells]
+    (gallery,) = [source for source in cells if "aux.plot_images([" in source]
+    shown = []
+    monkeypatch.setattr("auxiliary.show", shown.append)
+    exec(gallery, {"aux": auxiliary, "settings": settings, "processed": resize_images(settings, scan_images(settings))})
+    assert shown[0].get_label() == "Images: blue, blue, green, green, red"
+    assert not [source for source in cells if "settings.raw" in source]
 
 
 def test_another_preprocessing_contract_makes_all_images_anew(prepared, monkeypatch, capsys):

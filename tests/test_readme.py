@@ -5,11 +5,13 @@ import re
 import shlex
 import subprocess
 
+import nbformat
 import pandas as pd
 import pytest
 
 import auxiliary as aux
 from animals10 import readme
+from animals10.dataset import PUBLISHED_RESULTS
 from animals10.files import REPOSITORY
 from animals10.results import RESULT_COLUMNS
 
@@ -52,7 +54,7 @@ def test_a_command_is_known(command):
     done = make("--dry-run", *words)
     assert done.returncode == 0, done.stderr
     for name in re.findall(r"\b([A-Z][A-Z0-9_]+)=", command):
-        assert name in SETTINGS or re.search(rf"\$\({name}\)|^{name} \?=", MAKEFILE, re.MULTILINE)
+        assert name in SETTINGS or re.search(rf"\$\({name}\)|,{name}\)|^{name} \?=", MAKEFILE, re.MULTILINE)
 
 
 def test_each_setting_is_described_and_is_a_variable_of_make():
@@ -71,6 +73,23 @@ def test_targets_are_listed_and_the_feature_cache_can_be_deleted(tmp_path):
     cache.mkdir(parents=True)
     assert make("clean-cache", f"ROOT={tmp_path}").returncode == 0
     assert (tmp_path / "data").exists() and not cache.parent.exists()
+
+
+def test_values_reach_the_scripts_as_they_are(tmp_path, monkeypatch):
+    """Whatever a path holds, the command line of a target is one that the shell takes apart as it was meant."""
+    odd = "/data/it's $my `pictures`; #1, (old)"
+    line = make("--dry-run", "full", f"RAW={odd}", f"WEIGHTS={odd}", "ONLY=a,").stdout.splitlines()[-1]
+    words = shlex.split(line)
+    assert {f"ANIMALS10_RAW={odd}", f"ANIMALS10_WEIGHTS={odd}", "ANIMALS10_ONLY=a,"} <= set(words)
+    lines = make("--dry-run", "classify", f"MODEL={odd}", f"CSV={odd}", "IMAGES='*.png' b").stdout
+    assert shlex.split(lines[lines.index("ANIMALS10_") :])[3:] == ["--csv", odd, "\n", odd, "*.png", "b"]
+
+
+def test_the_feature_cache_of_a_workspace_below_the_home_folder_is_deleted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache = tmp_path / "it's" / "data" / "features"
+    cache.mkdir(parents=True)
+    assert make("clean-cache", "ROOT=~/it's").returncode == 0 and not cache.exists()
 
 
 def test_scripts_of_the_targets_are_there():
@@ -102,6 +121,26 @@ def test_links_to_headings_are_right():
 def test_pages_show_what_the_tables_hold(path):
     settings = readme.repository_settings()
     assert readme.updated_text(path, settings) == path.read_text(encoding="utf-8"), "run `make readme`"
+
+
+def test_notebooks_show_what_the_tables_hold():
+    for path, text in readme.updated_notebooks(readme.repository_settings()).items():
+        assert text == path.read_text(encoding="utf-8"), f"{path.name}: run `make readme`"
+
+
+@pytest.mark.parametrize("name", ["README.md", *aux.NOTEBOOKS[1:]])
+def test_accuracies_in_the_texts_are_those_of_the_tables(name):
+    columns = ["accuracy", "acc_train", "acc_val"]
+    tables = aux.read_table(PUBLISHED_RESULTS), aux.read_table(REPOSITORY / "results.csv")
+    known = {f"{value:.3f}" for table in tables for value in table[columns].to_numpy().ravel()}
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    cells = nbformat.reads(text, 4).cells if name.endswith(".ipynb") else []
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"] or [text]
+    for text in (
+        text for text in texts if "make recipes RECIPES" not in text
+    ):  # cross-validation has values of its own
+        text = re.sub(r"\([^)]* to [^)]*\)", "", text)  # intervals
+        assert {number for number in re.findall(r"\b0\.\d{3}\b", text) if float(number) >= 0.5} <= known
 
 
 def test_the_figure_shows_what_the_tables_hold():

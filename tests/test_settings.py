@@ -1,4 +1,5 @@
 import importlib.util
+from pathlib import Path
 
 import kagglehub
 import pytest
@@ -19,6 +20,8 @@ from animals10.settings import SAMPLE, Settings
         ("FORCE", "maybe", "boolean"),
         ("SPLIT", "random", "'grouped' or 'published'"),
         ("FEATURE_CACHE", "float64", "'float16', 'float32' or 'off'"),
+        ("TABLE_COLUMNS", "file", "two or three names"),
+        ("TABLE_COLUMNS", "a,,c", "two or three names"),
         ("WEIGHTS", "/no/such/folder", "imagenet, random or an existing folder"),
         ("EPOCHS", "3", "not permitted"),
         ("STORE", "off", "not permitted"),
@@ -49,21 +52,67 @@ def test_images_in_the_workspace_are_found(draw, tmp_path):
     assert Settings.from_environment({"ANIMALS10_ROOT": str(tmp_path)}).profile == "full"
 
 
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder with images in `~/work` and a folder of weights."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "work" / "data" / "raw-img" / "cat").mkdir(parents=True)
+    (tmp_path / "work" / "data" / "raw-img" / "cat" / "a.jpg").touch()
+    (tmp_path / "weights").mkdir()
+    return tmp_path
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_comes_from(home, capsys):
+    environment = {"ANIMALS10_ROOT": "~/work", "ANIMALS10_WEIGHTS": "~/weights"}
+    settings = Settings.from_environment(environment)
+    assert settings.profile == "full" and not capsys.readouterr().out  # not the sample in place of the person's images
+    assert (settings.root, settings.raw) == (home / "work", home / "work" / "data" / "raw-img")
+    assert settings.weights == str(home / "weights")
+    assert Settings.from_environment({"ANIMALS10_RAW": "~/images"}).raw == home / "images"
+    changed = settings.model_copy(update={"raw": "~/other", "root": Path("~"), "only": "a, b"})
+    assert (changed.raw, changed.root, changed.only, changed.split) == (home / "other", home, ("a", "b"), "grouped")
+
+
+def test_a_tilde_that_is_no_home_folder_is_one_clear_line(home, monkeypatch):
+    for name in ("ROOT", "RAW", "WEIGHTS"):
+        with pytest.raises(UserError, match=rf"^ANIMALS10_{name} is '~nobody-7/x': there is no home folder ~nobody-7"):
+            Settings.from_environment({f"ANIMALS10_{name}": "~nobody-7/x"})
+    monkeypatch.chdir(home)
+    assert Settings(root="./~nobody-7").root == home / "~nobody-7"
+
+
+def test_settings_made_in_python_are_checked_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^ANIMALS10_IMAGE_SIZE is 5: .*32"):
+        Settings(root=tmp_path, image_size=5)
+    with pytest.raises(UserError, match=r"^ANIMALS10_SEED is -1: "):
+        Settings(root=tmp_path).model_copy(update={"seed": -1})
+    with pytest.raises(UserError, match=r"^ANIMALS10_ROOT is missing"):
+        Settings(raw=tmp_path)
+
+
 def test_every_setting_is_an_environment_variable(tmp_path):
     values = {"ROOT": tmp_path, "RAW": tmp_path, "IMAGE_SIZE": 96, "WEIGHTS": tmp_path, "MAX_EPOCHS": 2, "FORCE": 1}
     values |= {"SPLIT": "published", "SEED": 7, "FEATURE_CACHE": "off", "VIEWS": 2, "DETERMINISTIC": "yes"}
-    values |= {"PROFILE": "full", "ONLY": "a", "TENSORBOARD": "no", "PUBLISH": "1"}
+    values |= {"PROFILE": "full", "TABLE_COLUMNS": "file,label,", "ONLY": "a", "TENSORBOARD": "no", "PUBLISH": "1"}
     assert {name.lower() for name in values} == set(Settings.model_fields)
     settings = Settings.from_environment({f"ANIMALS10_{name}": str(value) for name, value in values.items()})
     assert (settings.image_size, settings.max_epochs, settings.seed, settings.views) == (96, 2, 7, 2)
     assert (settings.force, settings.deterministic, settings.tensorboard, settings.publish) == (True, True, False, True)
+    assert settings.table_columns == ("file", "label")
     assert (settings.feature_cache, settings.split, settings.weights) == ("off", "published", str(tmp_path))
     assert settings.data == tmp_path / "data" and settings.models == tmp_path / "models"
 
 
 @pytest.mark.parametrize(
     ("text", "ids"),
-    [("resnet2_small, mobnet2_small", ("resnet2_small", "mobnet2_small")), (",a b,,c+ ,", ("a", "b", "c+")), (",", ())],
+    [
+        ("resnet2_small, mobnet2_small", ("resnet2_small", "mobnet2_small")),
+        (",a b,,c+ ,", ("a", "b", "c+")),
+        ("a,", ("a",)),
+        (",", ()),
+        ('"my head, 2" b,"c"', ("my head, 2", "b", "c")),
+        ('5" disc', ('5"', "disc")),
+    ],
 )
 def test_ids_are_separated_by_commas_and_blanks(text, ids):
     assert Settings.from_environment({"ANIMALS10_PROFILE": "full", "ANIMALS10_ONLY": text}).only == ids
@@ -94,7 +143,9 @@ def test_a_download_never_writes_into_a_folder_that_is_in_use(tmp_path, draw, ca
         download(Settings(root=tmp_path, raw=tmp_path / "data" / "raw-img"))
     with pytest.raises(UserError, match="has no images in class folders"):
         download(Settings(root=tmp_path, raw=tmp_path / "elsewhere"))
-    download(Settings(root=tmp_path, raw=SAMPLE))
+    (tmp_path / "labels.csv").touch()
+    for raw in (SAMPLE, tmp_path / "labels.csv"):
+        download(Settings(root=tmp_path, raw=raw))
     assert "Nothing to download" in capsys.readouterr().out
 
 

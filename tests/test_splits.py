@@ -146,6 +146,12 @@ def test_images_added_after_the_split_are_reported(prepared, draw, capsys):
         ("raw", "sample", "sample"),
         ("animals10/data/raw-img", "full", "animals10-part"),
         ("mine/raw-img", "full", "mine"),
+        ("/data/raw-img", "full", "raw-img"),
+        ("/raw-img", "full", "raw-img"),
+        ("/", "full", "unnamed"),
+        ("NA/raw-img", "full", "NA"),
+        ("7", "full", "7"),
+        ("caf\udce9", "full", r"caf\xe9"),
     ],
 )
 def test_the_data_set_is_named(prepared, tmp_path, raw, profile, expected):
@@ -186,4 +192,30 @@ def test_duplicates_do_not_count_towards_the_minimum_number_of_images(settings):
         path.write_bytes(red[0].read_bytes())
     resized(settings)
     with pytest.raises(UserError, match=r"red has 5; .* not counting duplicates"):
+        load_splits(settings)
+
+
+def test_frames_of_one_camera_have_a_way_out(settings):
+    """Too few groups of near-duplicates, but enough images: the error names what helps, and it does."""
+    for name in ("red", "green"):
+        first, *others = sorted((settings.raw / name).iterdir())[4:]
+        for path in others:
+            path.write_bytes(first.read_bytes())
+    resized(settings)
+    with pytest.raises(UserError) as error:
+        load_splits(settings)
+    message = str(error.value)
+    assert "\n" not in message and "green has 5, red has 5;" in message and "14 of red" in message
+    assert "ANIMALS10_SPLIT=published" in message and "as folders train, val and test" in message
+    splits = load_splits(settings.model_copy(update={"split": "published"}))
+    assert splits.kind == "published" and len(splits.test) == 5
+
+
+def test_few_images_are_not_blamed_on_near_duplicates(settings):
+    for path in sorted((settings.raw / "red").iterdir())[1:]:
+        path.unlink()  # one image is left
+    resized(settings)
+    with pytest.raises(
+        UserError, match=r"red has 1; a class needs at least 10 .* Add some or remove its folder\. Then"
+    ):
         load_splits(settings)
