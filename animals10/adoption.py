@@ -21,15 +21,24 @@ from animals10.csv_append import append_row
 from animals10.dataset import ENGLISH, ITALIAN
 from animals10.evaluation import metrics
 from animals10.experiments import Experiment, digest
-from animals10.files import REPOSITORY, UserError, display_path, file_sha256, read_table, user_facing_os_errors
+from animals10.files import (
+    REPOSITORY,
+    UserError,
+    display_path,
+    expand_user,
+    file_sha256,
+    read_table,
+    user_facing_os_errors,
+)
 from animals10.images import processed_names
 from animals10.preprocessing import resize_images, scan_images
 from animals10.reference import reference_files
-from animals10.results import RESULT_COLUMNS
+from animals10.results import RESULT_COLUMNS, is_other, read_results
 from animals10.runs import RUN_FILES, STUDY, Run, RunKey, Runs
 from animals10.settings import Settings
 from animals10.splits import load_splits
 from animals10.training import train_all
+from animals10.workspace import is_listed
 
 RESULTS = REPOSITORY / "results.csv"  # of the study
 DECIMALS = 6  # of the probabilities in study/
@@ -37,6 +46,8 @@ DECIMALS = 6  # of the probabilities in study/
 
 def missing_experiments(dataset: str, split: str, image_size: int, results: Path = RESULTS) -> list[Experiment]:
     """Returns the experiments of the catalogue that a table of results lacks.
+
+    Trials, runs with random weights, and runs that were configured in another way do not count.
 
     Args:
         dataset: The name of the data set.
@@ -46,9 +57,10 @@ def missing_experiments(dataset: str, split: str, image_size: int, results: Path
     """
     if not results.exists():
         return list(CATALOGUE)
-    rows = read_table(results)
+    rows = read_results(results)
     rows = rows[(rows.dataset == dataset) & (rows.split == split) & (rows.image_size == image_size)]
     rows = rows[rows.epochs_cap.isna() & (rows.weights != "random")]
+    rows = rows[~is_other(results.parent, rows)]
     measured = set(zip(*(rows[name] for name in RunKey._fields), strict=True))
     return [experiment for experiment in CATALOGUE if experiment.key not in measured]
 
@@ -65,7 +77,7 @@ def train_missing(settings: Settings, results: Path = RESULTS) -> Runs:
     resize_images(settings, scan_images(settings))
     splits = load_splits(settings)
     missing = missing_experiments(splits.dataset, splits.kind, settings.image_size, results)
-    chosen = [one for one in missing if not settings.only or one.id in settings.only]
+    chosen = [one for one in missing if not settings.only or is_listed(settings.only, one.id)]
     print(f"Experiments missing for {splits.dataset}, {splits.kind} split: {len(chosen)}")
     runs = train_all(settings, chosen)
     print(
@@ -87,14 +99,14 @@ def adopt_runs(settings: Settings, folder: Path) -> int:
     Raises:
         UserError: There are no runs, or a file cannot be written.
     """
-    folder = folder.expanduser()
+    folder = expand_user(folder)
     patterns = ("run.json", "[!.]*/run.json", "models/[!.]*/run.json")
     found = [path.parent for pattern in patterns for path in folder.glob(pattern)]
     if not found:
         raise UserError(
             f"There is no run in {folder}: name a folder of runs, such as the folder models/ of a workspace."
         )
-    known = set(read_table(settings.results).run_id) if settings.results.exists() else set()
+    known = set(read_table(settings.results, ["run_id"]).run_id) if settings.results.exists() else set()
     refused = 0
     for path in sorted(found):
         run = Run(path.name.rsplit("-", 2)[0], path)

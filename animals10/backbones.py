@@ -7,12 +7,13 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import keras
 import numpy as np
 
-from animals10.files import UserError
+from animals10.files import UserError, reading
 
 InputContract = Literal["-1 to 1", "ImageNet mean and standard deviation", "inside"]
 
@@ -57,7 +58,7 @@ class Backbone:
             The last feature map, (n, height, width, channels).
 
         Raises:
-            UserError: The images are too small.
+            UserError: The images are too small, or the weights file cannot be read.
         """
         size = min(pixels.shape[1:3])
         if size < self.minimum_size:
@@ -65,6 +66,16 @@ class Backbone:
                 f"{self.name} needs images of at least {self.minimum_size} pixels, not {size}: "
                 "set ANIMALS10_IMAGE_SIZE."
             )
+        if weights is None or weights == "imagenet":
+            return self._built(pixels, weights)
+        fault, advice = (
+            f"does not hold weights of {self.name}",
+            "restore it, or choose another folder (ANIMALS10_WEIGHTS)",
+        )
+        with reading(Path(weights), fault, advice):
+            return self._built(pixels, weights)
+
+    def _built(self, pixels: keras.KerasTensor, weights: str | None) -> keras.KerasTensor:
         options = {"include_top": False, "input_shape": pixels.shape[1:]}
         build = getattr(keras.applications, self.name)
         if self.name == "EfficientNetB0":

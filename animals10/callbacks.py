@@ -15,7 +15,7 @@ import psutil
 from IPython import get_ipython
 from tqdm import tqdm
 
-from animals10.files import atomic_write
+from animals10.files import UserError, atomic_write, reading
 
 
 class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
@@ -30,13 +30,25 @@ class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
     """
 
     def __init__(self, path: Path, patience: int, initial_epoch: int):
-        """Reads the checkpoint at `path` if there is one; `initial_epoch` is the first epoch, from 0."""
+        """Reads the checkpoint at `path` if there is one; `initial_epoch` is the first epoch, from 0.
+
+        A checkpoint that cannot be read is not used, with a message.
+        """
         super().__init__(patience=patience, restore_best_weights=True)
         self.path, self.initial_epoch, self.seconds = path, initial_epoch, 0.0
         self.saved = (time.perf_counter(), 0.0)  # when the last checkpoint was written, and how long it took
-        self.arrays = dict(np.load(path)) if path.exists() else {}
-        self.state = json.loads(str(self.arrays.pop("state"))) if self.arrays else {}
+        self.arrays, self.state = self._read() if path.exists() else ({}, {})
         self.history: list[dict[str, float]] = self.state.get("history", [])
+
+    def _read(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Returns the arrays and the state of the checkpoint; nothing if it cannot be read."""
+        try:
+            with reading(self.path, "is damaged", "training starts anew"), self.path.open("rb") as file:
+                arrays = dict(np.load(file))
+                return arrays, json.loads(str(arrays.pop("state")))
+        except UserError as error:
+            print(error)
+            return {}, {}
 
     @property
     def next_epoch(self) -> int:

@@ -5,11 +5,13 @@ To add an experiment, add a line to its section.
 
 import difflib
 from dataclasses import replace
+from typing import Any
 
 from animals10.augmentation import Augmentation
 from animals10.experiments import Experiment, Training
 from animals10.files import UserError
 from animals10.models import CNN, Transfer
+from animals10.runs import Run, RunKey
 
 # One line per experiment, in the order of the notebooks: id, then
 #   CNN(filters, pool sizes, dense units, dropout rates) or Transfer(backbone, dense units, dropout rates),
@@ -139,3 +141,23 @@ def find_experiment(id: str, **values: float) -> Experiment:
         count = f"{len(chosen)} of them have {values}" if values else "name its learning rate, epochs or repetition"
         raise UserError(f"The catalogue has {len(found)} experiments {id!r}; {count}. They are {labels}.")
     return chosen[0]
+
+
+def is_another_experiment(run: Run) -> bool:
+    """Tells whether a stored run bears the key of an experiment of the catalogue, but was configured in another way.
+
+    What an older version did not record counts as equal.
+
+    Raises:
+        UserError: The run's `run.json` is missing or damaged.
+    """
+    row, spec = run.row, run.record.get("spec", {})
+    known = {one.key: one for one in (*AT_200, *CATALOGUE)}.get(RunKey(*(row[name] for name in RunKey._fields)))
+    return known is not None and not _agree(spec, known.specification())
+
+
+def _agree(first: Any, second: Any) -> bool:
+    """Compares two specifications: mappings by the keys that both have."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return all(_agree(first[name], second[name]) for name in first.keys() & second.keys())
+    return first == second

@@ -27,7 +27,7 @@ from animals10.experiments import Experiment, Training
 from animals10.files import UserError, display_path, read_table, write_table
 from animals10.input_pipeline import batches
 from animals10.models import Transfer, load_model
-from animals10.preprocessing import resize_images, scan_images
+from animals10.preprocessing import read_overview, resize_images, scan_images
 from animals10.quality import check_images
 from animals10.runs import Run
 from animals10.settings import Settings
@@ -115,6 +115,9 @@ def compare_configurations(
 ) -> pd.DataFrame:
     """Trains configurations on all folds, prints tables, and writes `cross-validation.csv` into the workspace.
 
+    The file keeps the rows of other configurations that were compared before, and of a trial (`epochs_cap`) or of full
+    runs of the same.
+
     Args:
         settings: The settings; `only` is ignored.
         configurations: What to compare.
@@ -122,35 +125,55 @@ def compare_configurations(
         repetitions: How often folds are drawn.
 
     Returns:
-        One row per fold and configuration: `repetition`, `fold`, `configuration`, and the metrics of `evaluate`.
+        One row per fold and configuration: `repetition`, `fold`, `configuration`, `epochs_cap`, and the metrics of
+        `evaluate`.
 
     Raises:
-        UserError: There is nothing to compare, there are too few folds, the workspace holds other folds, or a
-            configuration cannot be trained.
+        UserError: There is nothing to compare, two configurations have the same title, there are too few folds, the
+            workspace holds other folds, or a configuration cannot be trained.
     """
     if not configurations:
         raise UserError("Nothing to compare: choose --ingredients, --published or both (make recipes RECIPES=…).")
+    titles = [configuration.title for configuration in configurations]
+    if repeated := [title for title in titles if titles.count(title) > 1]:
+        raise UserError(f"Two configurations are called {repeated[0]!r}: give one another title.")
     if n_folds < 3:
         raise UserError(f"{n_folds} folds: there must be 3 or more, to test, to validate and to train.")
     settings = settings.model_copy(update={"only": ()})
     resize_images(settings, scan_images(settings))
     checks, rows = check_images(settings), []
+    path = settings.root / "cross-validation.csv"
+    earlier = read_table(path, ["configuration"]) if path.exists() else pd.DataFrame({"configuration": []})
     experiments = list(dict.fromkeys(configuration.experiment for configuration in configurations))
     for repetition, folds in enumerate(draw_folds(checks, n_folds, repetitions, settings.seed), start=1):
         for fold in range(n_folds):
             workspace = fold_settings(settings, folds, repetition, fold)
             runs = train_all(workspace, experiments)
             for configuration in configurations:
-                scores = evaluate(workspace, runs[configuration.experiment], configuration.mirrored)
+                run = runs[configuration.experiment]
+                scores = evaluate(workspace, run, configuration.mirrored)
                 place = {"repetition": repetition, "fold": fold, "configuration": configuration.title}
-                rows.append(place | scores)
-            write_table(pd.DataFrame(rows), settings.root / "cross-validation.csv")
+                rows.append(place | {"epochs_cap": run.row["epochs_cap"]} | scores)
+            write_table(_with_earlier(pd.DataFrame(rows), earlier), path)
     table = pd.DataFrame(rows)
+    if table.epochs_cap.notna().any():
+        print(f"\nTrials: the maximum epochs were capped (ANIMALS10_MAX_EPOCHS={settings.max_epochs}).")
     print(f"\n{len(checks)} images, {n_folds} folds, {repetitions} repetitions; mean ± standard deviation over folds")
     print(summary(table).to_string())
     for line in paired_comparison(table, n_folds):
         print(line)
     return table
+
+
+def _with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table of folds, after the rows of an earlier one whose configuration or cap on epochs is another."""
+
+    def names(rows: pd.DataFrame) -> pd.Series:
+        caps = rows.reindex(columns=["epochs_cap"]).epochs_cap.fillna(0).astype(int)
+        return rows.configuration.astype("str") + "\n" + caps.astype("str")
+
+    kept = earlier[~names(earlier).isin(names(table))]
+    return pd.concat([kept, table], ignore_index=True) if len(kept) else table
 
 
 def draw_folds(checks: pd.DataFrame, n_folds: int, repetitions: int, seed: int) -> Iterator[np.ndarray]:
@@ -173,7 +196,7 @@ def fold_settings(settings: Settings, folds: np.ndarray, repetition: int, fold: 
         UserError: The workspace holds another split already: of other images, or of another number of folds.
     """
     data = settings.root / f"repetition {repetition}, fold {fold}" / "data"
-    overview = read_table(settings.data / "processed-overview.csv")
+    overview = read_overview(settings)
     test, val = folds == fold, folds == (fold + 1) % (folds.max() + 1)
     parts = {"test": overview[test], "val": overview[val], "train": overview[~test & ~val]}
     if not (data / "train.csv").exists():  # it is written last
@@ -225,7 +248,11 @@ def evaluate(settings: Settings, run: Run, mirrored: bool = False) -> dict[str, 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns each configuration's metrics as text, mean ± standard deviation over all folds."""
-    metrics = rows.drop(columns=["repetition", "fold"]).groupby("configuration", sort=False).agg(["mean", "std"])
+    metrics = (
+        rows.drop(columns=["repetition", "fold", "epochs_cap"], errors="ignore")
+        .groupby("configuration", sort=False)
+        .agg(["mean", "std"])
+    )
     texts = {
         name: [f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in metrics[name].to_numpy()]
         for name in metrics.columns.levels[0]

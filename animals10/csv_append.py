@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 
-from animals10.files import UserError, atomic_write, flush_to_disk, user_facing_os_errors
+from animals10.files import UserError, atomic_write, flush_to_disk, foreign_separator, reading, user_facing_os_errors
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which spreadsheets write in front of UTF-8
 
@@ -43,6 +43,16 @@ def append_row(path: Path, row: Mapping[str, Any], columns: Sequence[str]) -> No
             except OSError:  # a full disk may have taken half of the row
                 os.truncate(path, len(table.data)) if table.data else path.unlink()
                 raise
+
+
+def check_table(path: Path, columns: Sequence[str]) -> None:
+    """Checks that rows can be appended to a table, or that there is none yet; changes nothing.
+
+    Raises:
+        UserError: The file is not such a table, or cannot be read.
+    """
+    with reading(path, "is not a table of results", "move the file away"):
+        _repaired(path, path.read_bytes() if path.exists() else b"", columns, {})
 
 
 def rebuild_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> tuple[int, int]:
@@ -160,6 +170,8 @@ def _repaired(path: Path, data: bytes, columns: Sequence[str], row: Mapping[str,
         return _Table(b"", list(columns), set(), repairs)
     header = records[0].values
     if not set(columns) & set(header):
+        if separator := foreign_separator(records[0].text):
+            raise UserError(f"{path} has {separator}")
         raise UserError(f"{path} is not a table with columns {', '.join(columns[:3])} …: move the file away.")
     if missing := [name for name in columns if name not in header]:
         repairs.append(f"the columns {', '.join(missing)} were missing and are empty now")

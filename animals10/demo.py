@@ -33,7 +33,8 @@ TOP = 3  # classes
 def titled_models(settings: Settings) -> dict[str, Path]:
     """Returns the stored models of a workspace by the titles that people choose from, best validation accuracy first.
 
-    Models without a validation accuracy, which were not trained, come last.
+    Trials, which a cap on epochs shortened, follow full runs. Models without a validation accuracy, which were not
+    trained, come after these, and runs whose model is missing are last.
 
     Raises:
         UserError: There are none.
@@ -45,10 +46,13 @@ def titled_models(settings: Settings) -> dict[str, Path]:
         validation = "not trained" if row["acc_val"] is None else f"validation accuracy {100 * row['acc_val']:.1f} %"
         test = f"test accuracy {100 * row['accuracy']:.1f} % ({row['n_test']} images of {row['dataset']})"
         weights = ", random weights" if row["weights"] == "random" else ""
-        found.append((row["acc_val"], f"{label}: {validation}, {test}{weights}", run.file("model.keras")))
+        path = run.file("model.keras")
+        rank = (path.exists(), row["acc_val"] is not None, row["epochs_cap"] is None, row["acc_val"] or 0)
+        missing = "" if path.exists() else ", its model is missing"
+        found.append((rank, f"{label}: {validation}, {test}{weights}{missing}", path))
     if not found:
         raise UserError(f"There are no models in {display_path(settings.models)}: run a notebook first.")
-    found.sort(key=lambda item: -1 if item[0] is None else item[0], reverse=True)
+    found.sort(key=lambda item: item[0], reverse=True)
     return {title: path for _, title, path in found}
 
 
@@ -78,9 +82,13 @@ def predict_file(
 
     Returns:
         The most probable classes, the image with its EXIF orientation applied, the Grad-CAM heatmap over it, and a
-        message. If the file is not a usable image, the message says why, and there is nothing else.
+        message. If the file is not a usable image, or the model cannot be loaded, the message says why, and there is
+        nothing else.
     """
-    model, class_names = _cached_model(path)
+    try:
+        model, class_names = _cached_model(path)
+    except UserError as error:
+        return [], None, None, str(error)
     (prediction,) = classify(model, class_names, [file])
     if prediction.reason:
         return [], None, None, f"{name} cannot be used: {prediction.reason}. Try a JPEG or PNG photograph."

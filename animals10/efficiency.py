@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ import tensorflow as tf
 from animals10.environment import configure_device
 from animals10.files import UserError, display_path, write_json
 from animals10.models import load_model
-from animals10.runs import Run, stored_runs
+from animals10.runs import Run, run_labels, stored_runs
 from animals10.settings import Settings
 
 
@@ -118,6 +119,8 @@ def measure_run(run: Run, device: str, rounds: int = 30) -> dict[str, float | st
 def measure_all(settings: Settings, rounds: int = 30) -> None:
     """Measures all stored runs of a workspace, one after the other in one process, and prints a line for each.
 
+    A run that cannot be measured does not keep the others from being measured.
+
     Args:
         settings: The settings; their workspace holds the runs.
         rounds: See `measure_efficiency`.
@@ -129,9 +132,25 @@ def measure_all(settings: Settings, rounds: int = 30) -> None:
     if not runs:
         raise UserError(f"There are no runs in {display_path(settings.models)}: run a notebook first.")
     print(f"{'run':40} {'MB':>8} {'M mult-adds':>12} {'ms, 1':>8} {'ms, 32':>8}")
-    for run in runs:
-        found = measure_run(run, device, rounds)
+    failures = []
+    for run, label in zip(runs, run_labels([_row(run) for run in runs]), strict=True):
+        try:
+            found = measure_run(run, device, rounds)
+        except UserError as error:
+            failures.append(str(error))
+            print(f"{label:40} {error}", flush=True)
+            continue
         values = f"{found['model_mb']:8.1f} {found['multiply_adds']:12.1f} {found['predict_ms']:8.2f}"
-        print(f"{run.model_id:40} {values} {found['batch_ms']:8.2f}", flush=True)
+        print(f"{label:40} {values} {found['batch_ms']:8.2f}", flush=True)
         keras.backend.clear_session()
     print("Each is stored in its run's efficiency.json: `make report` and aux.results_table show them.")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(runs)} runs could not be measured. {' '.join(failures)}")
+
+
+def _row(run: Run) -> dict[str, Any]:
+    """Returns a run's row, or its id alone if `run.json` cannot be read: its model can be measured all the same."""
+    try:
+        return run.row
+    except UserError:
+        return {"model_id": run.model_id}

@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +58,38 @@ def software_versions() -> dict[str, Any]:
     }
 
 
+# Variables of git that point to another repository; a git hook sets them for all that it starts.
+POINTERS = "GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR GIT_OBJECT_DIRECTORY GIT_NAMESPACE GIT_PREFIX".split()
+
+
 def git_commit() -> str:
-    """Returns the commit of the repository, with `-dirty` if tracked files were changed; "" outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    """Returns the commit of this code, with `-dirty` if tracked files were changed.
+
+    Empty if there is none: without git, outside a repository, or where this code lies inside a repository of something
+    else. Then a line says why, once per process.
+    """
+    commit, reason = _git("rev-parse", "--show-toplevel")
+    if not reason and Path(commit).resolve() != REPOSITORY:
+        reason = f"{REPOSITORY} lies inside another repository, {commit}"
+    if not reason:
+        commit, reason = _git("describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
+    if reason:
+        _say_once(f"The commit of this code is not recorded: {reason}.")
+    return "" if reason else commit
+
+
+def _git(*arguments: str) -> tuple[str, str]:
+    """Runs git in this repository; returns its output, and the reason if it failed."""
+    environment = {name: value for name, value in os.environ.items() if name not in POINTERS} | {"LC_ALL": "C"}
+    options: dict[str, Any] = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "check": False}
     try:
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+        done = subprocess.run(["git", *arguments], text=True, errors="surrogateescape", **options)
+    except OSError:
+        return "", "git is not installed"
+    reason = done.stderr.strip().partition("\n")[0].removeprefix("fatal: ") or f"git ended with {done.returncode}"
+    return done.stdout.strip(), reason if done.returncode else ""
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, classification_report, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from animals10.files import UserError
-from animals10.runs import Run, run_labels
+from animals10.runs import Run, RunKey, run_labels
 
 
 def predict_table(
@@ -63,18 +63,33 @@ def classification_reports(*runs: Run) -> pd.DataFrame:
         *runs: Stored runs; those that are not trained are left out.
 
     Returns:
-        One row per class and average; for each run a group of columns, named by `run_labels`, with precision, recall
-        and F1 from 0 to 1. The last column, `images`, counts the test images. Empty if no run is trained.
+        One row per class, then `macro avg` and `weighted avg`; for each run a group of columns, named by `run_labels`,
+        with `precision`, `recall` and `f1-score` from 0 to 1. The last column, `images`, counts the test images; where
+        runs have different ones, each group has a column `images` of its own. Empty if no run is trained.
     """
     trained = [run for run in runs if run.path]
     if not trained:
         return pd.DataFrame()
-    tables = {}
-    for label, run in zip(run_labels([run.row for run in trained]), trained, strict=True):
-        columns = run.predictions.category, run.predictions.predicted
-        report = pd.DataFrame(classification_report(*columns, output_dict=True, zero_division=0)).T.drop("accuracy")
-        tables[label] = report.drop(columns="support")
-    return pd.concat(tables, axis=1).assign(images=report.support.astype(int))
+    labels, reports = run_labels([run.row for run in trained]), [_report(run) for run in trained]
+    if all(report.images.equals(reports[0].images) for report in reports):
+        columns = {label: report.drop(columns="images") for label, report in zip(labels, reports, strict=True)}
+        return pd.concat(columns, axis=1).assign(images=reports[0].images)
+    classes = sorted({name for report in reports for name in report.index[:-2]})
+    rows = list(dict.fromkeys([*classes, *(name for report in reports for name in report.index[-2:])]))
+    return pd.concat(dict(zip(labels, reports, strict=True)), axis=1).reindex(rows)
+
+
+def _report(run: Run) -> pd.DataFrame:
+    """Returns precision, recall, F1 and number of images by class, then the averages of all classes."""
+    predictions, options = run.predictions, {"zero_division": 0}
+    pairs = predictions.category, predictions.predicted
+    classes = sorted({*pairs[0], *pairs[1]})
+    rows = {name: scores for name, *scores in zip(classes, *precision_recall_fscore_support(*pairs, **options))}
+    for kind in ("macro", "weighted"):
+        name = f"{kind} avg" + " of all classes" * (f"{kind} avg" in rows)  # a class may be called so
+        rows[name] = [*precision_recall_fscore_support(*pairs, average=kind, **options)[:3], len(predictions)]
+    table = pd.DataFrame.from_dict(rows, "index", columns=["precision", "recall", "f1-score", "images"])
+    return table.astype({"images": int})
 
 
 def compare_runs(first: Run, second: Run) -> dict[str, float]:
@@ -129,14 +144,20 @@ def parameter_table(runs: Iterable[Run], published: pd.DataFrame) -> pd.DataFram
         published: The published runs, see `results.published_runs`.
 
     Returns:
-        One row per `run` and `epochs`: `total` and `trained` as counted, `published total` and `published trained`
-        (missing where the study gave none), and `equal`: whether all that was published agrees.
+        One row per run: its label as `run`, `epochs`, `total` and `trained` as counted, `published total` and
+        `published trained` (missing where the study gave none), and `equal`: whether all that was published agrees;
+        missing where nothing was.
     """
-    rows, columns = [run.row for run in runs if run.path], "model_id epochs params trainable_params".split()
-    counted = pd.DataFrame(rows, columns=columns).drop_duplicates()
-    published = published.query("image_size == 224").drop_duplicates(["model_id", "epochs"])
-    table = counted.merge(published[columns], how="left", on=["model_id", "epochs"], suffixes=("", "_published"))
-    table.columns = pd.Index(["run", "epochs", "total", "trained", "published total", "published trained"])
-    table = table.astype(dict.fromkeys(table.columns[1:], "Int64"))
-    pairs = [table[name].eq(table[f"published {name}"]).fillna(True) for name in ("total", "trained")]
-    return table.assign(equal=(pairs[0] & pairs[1]).map({True: "yes", False: "no"}))
+    rows, key = [run.row for run in runs if run.path], ["image_size", *RunKey._fields]
+    counts, names = ["params", "trainable_params"], ["total", "trained"]
+    table = pd.DataFrame(rows, columns=[*key, *counts])
+    table = table.merge(published[[*key, *counts]], "left", key, suffixes=("", "_published"), validate="m:1")
+    found = table[counts].set_axis(names, axis=1)
+    found[[f"published {name}" for name in names]] = table[[f"{name}_published" for name in counts]]
+    found = found.astype("Int64")
+    pairs = [found[name].eq(found[f"published {name}"]) for name in names]
+    agrees = pairs[0].fillna(True) & pairs[1].fillna(True)
+    is_known = pairs[0].notna() | pairs[1].notna()
+    found.insert(0, "run", run_labels([row | {"epochs_cap": None} for row in rows]))  # a cap changes no network
+    found.insert(1, "epochs", table.epochs)
+    return found.assign(equal=agrees.map({True: "yes", False: "no"}).where(is_known))

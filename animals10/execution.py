@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pandas as pd
@@ -29,7 +30,9 @@ from animals10.files import (
     display_path,
     file_sha256,
     one_line,
+    reading,
     remove_stale_temporary_files,
+    user_facing_os_errors,
     write_json,
     write_table,
 )
@@ -146,6 +149,10 @@ def build_model(job: Job) -> keras.Model:
             )
     else:
         options = {"weights": job.weights} if hasattr(architecture, "backbone") else {}
+        if job.weights and job.weights != "imagenet":
+            path, advice = Path(job.weights), "restore it, or choose another folder (ANIMALS10_WEIGHTS)"
+            with reading(path, "is not a file of weights", advice), h5py.File(path):
+                pass
         try:
             model = architecture.build(n_classes, context["image_size"], **options)
         except Exception as error:
@@ -171,7 +178,7 @@ def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any]
     memory, start = PeakMemory(), min(stopping.next_epoch, epochs)
     callbacks = [stopping, memory, ProgressLine(job.prefix + job.experiment.id, range(start, epochs), data.steps)]
     if job.settings.tensorboard:
-        logs = job.settings.root / "logs" / f"{job.experiment.id}-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        logs = job.settings.root / "logs" / f"{job.experiment.id}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{job.digest}"
         callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))
     with dropout_in_inference_mode(data.frozen_dropouts):
         if start < epochs:
@@ -256,10 +263,11 @@ def save(
     run_id = f"{now:%Y%m%dT%H%M%S%f}-{job.digest}"
     row = result_row(job, outcome | {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id})
     write_json(run_record(job, row, model, clock), folder / "run.json")
-    for checkpoint in folder.glob("training*.npz"):
-        checkpoint.unlink()
     final = folder.with_name(f"{job.experiment.id}-{run_id}")
-    folder.rename(final)  # from here on the run is stored
+    with user_facing_os_errors(final):
+        folder.rename(final)  # from here on the run is stored
+    for checkpoint in final.glob("training*.npz"):  # not before: training is long
+        checkpoint.unlink()
     return Run(job.experiment.id, final)
 
 

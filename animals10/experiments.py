@@ -6,6 +6,7 @@ The experiments of this study are in `catalogue.py`.
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from animals10.augmentation import Augmentation
-from animals10.files import UserError, file_sha256
+from animals10.files import UserError, expand_user, file_sha256
 from animals10.model_checks import check_model
 from animals10.models import CNN, Architecture, Transfer, network_config
 from animals10.runs import Run, RunKey
@@ -25,6 +26,8 @@ from animals10.splits import CLASS_BALANCES
 
 TRAINING_VERSION = 1  # part of each run's identity: raise it when equal settings give other numbers
 MAX_ID_BYTES = 200  # a folder's name holds 255, and time and digest follow the id
+# Names of devices, which Windows sees in "con.v2" as well.
+RESERVED_ID = r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\.|$)"
 SCHEDULES = ("constant", "cosine")
 
 
@@ -126,17 +129,11 @@ class Experiment:
         for name in ("initial_epoch", "repetition"):
             object.__setattr__(self, name, _number(name, getattr(self, name), int))
         if isinstance(self.init_from, (str, Path)):
-            object.__setattr__(self, "init_from", Path(self.init_from).expanduser())
+            object.__setattr__(self, "init_from", expand_user(self.init_from))
         if not isinstance(self.init_from, (Experiment, Run, Path, type(None))):
             kind = type(self.init_from).__name__
             raise UserError(f"{self.id}: init_from is a {kind}; allowed is an experiment, a run or a .keras file.")
-        size = len(str(self.id).encode("utf-8", "surrogatepass"))
-        if not isinstance(self.id, str) or not self.id.strip() or size > MAX_ID_BYTES:
-            raise UserError(f"An experiment's id must have 1 to {MAX_ID_BYTES} bytes; {self.id!r} has {size}.")
-        found = re.search(r'^\.|[/\\<>:"|?*\x00-\x1f]', self.id)
-        if found:
-            what = "begins with a dot" if found[0] == "." else f"holds {found[0]!r}"
-            raise UserError(f"The id {self.id!r} {what}, which a folder's name may not: choose another id.")
+        _check_id(self.id)
         if not callable(getattr(self.model, "build", None)) or not is_dataclass(self.model):
             kind = type(self.model).__name__
             raise UserError(f"{self.id}: model is a {kind}; a frozen dataclass with a method `build` is needed.")
@@ -179,6 +176,28 @@ class Experiment:
         """Its key in words, for messages."""
         repetition = f", repetition {self.repetition}" if self.repetition > 1 else ""
         return f"{self.id} (learning rate {self.training.learning_rate:g}, {self.training.epochs} epochs{repetition})"
+
+
+def _check_id(id: Any) -> None:
+    """Checks that an id can be part of a file's name, on every system.
+
+    Letter case need not tell two ids apart: the digest, which also names the folder, does.
+    """
+    size = len(str(id).encode("utf-8", "surrogatepass"))
+    if not isinstance(id, str) or not id.strip() or size > MAX_ID_BYTES:
+        raise UserError(f"An experiment's id must have 1 to {MAX_ID_BYTES} bytes; {id!r} has {size}.")
+    wrong = [c for c in id if c in '/\\<>:"|?*' or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+    checks = {
+        f"holds {''.join(wrong[:1])!r}": wrong,
+        "begins with a dot": id.startswith("."),
+        "begins with a dash": id.startswith("-"),  # which commands take for an option
+        "begins or ends with a blank": id != id.strip(),
+        "ends with a dot": id.endswith("."),
+        "is the name of a device of Windows": re.match(RESERVED_ID, id),
+    }
+    for fault, is_wrong in checks.items():
+        if is_wrong:
+            raise UserError(f"The id {id!r} {fault}, which a file's name may not: choose another id.")
 
 
 # ── Identity ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,6 @@ without Keras or TensorFlow. It is kept only if its predictions for real images 
 file beside it says how to use it.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,11 +33,19 @@ from animals10.export_formats import (
     chosen_formats,
     describe_input,
 )
-from animals10.files import UserError, atomic_write, display_path, file_sha256, remove_stale_temporary_files, write_json
+from animals10.files import (
+    UserError,
+    atomic_write,
+    display_path,
+    file_sha256,
+    read_json,
+    remove_stale_temporary_files,
+    write_json,
+)
 from animals10.images import read_square
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
-from animals10.runs import find_model
+from animals10.runs import Run, find_model
 from animals10.settings import SAMPLE, Settings
 from animals10.splits import load_splits
 
@@ -147,8 +154,10 @@ def make_reference(source: Source, most: int = MAX_TEST_IMAGES) -> Reference:
 
 def _doubt(source: Source) -> str:
     """Says so if the model may have been trained on some of the test images."""
-    file = source.path.with_name("run.json")
-    evaluated_on = json.loads(file.read_text(encoding="utf-8"))["row"]["data_sha256"] if file.exists() else None
+    try:
+        evaluated_on = Run(source.name, source.path.parent).row.get("data_sha256")
+    except UserError:  # it is the file of a model alone
+        evaluated_on = None
     unknown = " (it is unknown whether the model was trained on some of them)"
     return "" if source.splits and evaluated_on == source.splits.sha256 else unknown
 
@@ -171,10 +180,12 @@ def write_export(source: Source, format_name: str, reference: Reference) -> dict
         The content of the JSON file.
 
     Raises:
-        UserError: It does not pass and is not kept, or a file cannot be written.
+        UserError: It does not pass and is not kept, a file cannot be written, or there is one that is no export.
     """
     form = FORMATS[format_name]
     target = source.folder / form.file
+    if target.exists() and not _about_path(target).exists():
+        raise UserError(f"{display_path(target)} was not written by make export: move it away.")
     with atomic_write(target) as temporary:
         with captured_output():
             form.write(source, temporary)
@@ -182,7 +193,7 @@ def write_export(source: Source, format_name: str, reference: Reference) -> dict
         if reason := reason_to_reject(check, form.is_quantised):
             raise UserError(f"{format_name} is not kept: {reason}. Checked on {reference.name}.")
         about = _describe(source, format_name, temporary) | {"check": check}
-    _write_about(target, about)
+        _write_about(target, about)  # first: a model without it would count as someone else's
     return about
 
 
@@ -202,7 +213,11 @@ def _describe(source: Source, format_name: str, path: Path) -> dict[str, Any]:
 
 def _write_about(target: Path, about: Mapping[str, Any]) -> None:
     """Writes the JSON file beside an exported model."""
-    write_json(about, target.with_name(f"{target.name}.json"))
+    write_json(about, _about_path(target))
+
+
+def _about_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.json")
 
 
 def stored_exports(source: Source) -> dict[str, dict[str, Any]]:
@@ -211,10 +226,10 @@ def stored_exports(source: Source) -> dict[str, dict[str, Any]]:
     for name, form in FORMATS.items():
         file = source.folder / form.file
         try:
-            about = json.loads(file.with_name(f"{form.file}.json").read_text(encoding="utf-8"))
+            about = read_json(_about_path(file))
             if about["source"]["sha256"] == digest and about["sha256"] == file_sha256(file):
                 found[name] = about
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UserError, OSError, KeyError, TypeError):
             continue
     return found
 

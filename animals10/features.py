@@ -8,6 +8,7 @@ memory-mapped arrays. It is used only if it is complete, undamaged and of the ri
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -23,7 +24,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tqdm import tqdm
 
-from animals10.files import UserError, display_path, user_facing_os_errors
+from animals10.files import UserError, display_path, reading, user_facing_os_errors
 from animals10.input_pipeline import without_autotune
 
 SPARE_BYTES = 500_000_000  # free space that a cache leaves on the disk
@@ -127,6 +128,7 @@ def cached_features(
         UserError: The disk is too small, or a value is too large for the dtype.
     """
     key = json.loads(json.dumps(dict(key) | {"dtype": dtype, "rows": rows, "shapes": dict(shapes)}))
+    title = re.sub(r'[/\\<>:"|?*]', "_", title)  # a network may be called `organisation/name`
     name = f"{title}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"
     path, work = folder / name, folder / f".{name}"
     with user_facing_os_errors(folder):
@@ -145,13 +147,14 @@ def cached_features(
 
 
 def _compute(work: Path, title: str, shapes: Mapping, dtype: str, rows: int, compute: Callable) -> None:
-    progress, done = work / "progress", 0
-    if progress.exists():
+    progress = work / "progress"
+    try:
         done = int(progress.read_text())
-    else:
+        arrays = [np.lib.format.open_memmap(work / f"{name}.npy", "r+") for name in shapes]
+    except (OSError, ValueError):  # nothing was begun, or it is damaged
         _allocate(work, title, shapes, dtype, rows)
         progress.write_text("0")
-    arrays = [np.lib.format.open_memmap(work / f"{name}.npy", "r+") for name in shapes]
+        done, arrays = 0, [np.lib.format.open_memmap(work / f"{name}.npy", "r+") for name in shapes]
     flushed = time.monotonic()
     with tqdm(total=rows, initial=done, desc=f"{title}: cached features", unit="image") as bar:
         for batch in compute(done) if done < rows else ():
@@ -196,12 +199,13 @@ def _allocate(work: Path, title: str, shapes: Mapping, dtype: str, rows: int) ->
 def _is_complete(path: Path, key: str, _changed: int) -> bool:
     """Tells whether a cache is complete, undamaged and of this key. It is read in full once per process."""
     try:
-        stored = json.loads((path / "key.json").read_text(encoding="utf-8"))
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in stored["crc32"]}
-        sums = {name: _checksum(array) for name, array in arrays.items()}
-    except (OSError, ValueError, KeyError):
+        with reading(path / "key.json", "is damaged"):
+            stored = json.loads((path / "key.json").read_text(encoding="utf-8"))
+            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in stored["crc32"]}
+            sums = {name: _checksum(array) for name, array in arrays.items()}
+            return stored["key"] == json.loads(key) and sums == stored["crc32"]
+    except UserError:
         return False
-    return stored["key"] == json.loads(key) and sums == stored["crc32"]
 
 
 def _checksum(array: np.ndarray) -> int:

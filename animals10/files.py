@@ -8,7 +8,8 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def display_path(path: Path) -> str:
     return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else str(path)
 
 
+def expand_user(path: str | Path) -> Path:
+    """Returns a path with a leading `~` replaced by the home folder. A name like `~nobody`, of no user, stays."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser fails for such a name
+
+
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, at most 160 characters, or the error's name if it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
@@ -44,6 +50,11 @@ def one_line(error: BaseException) -> str:
 
 # Errors of the operating system that a person can act on, and what to do about each.
 OS_ERROR_ADVICE = {
+    errno.EISDIR: "it is a folder, not a file. Move it away",
+    errno.ENOTDIR: "a part of its path is a file, not a folder. Move that away",
+    errno.EEXIST: "there is a file of that name already. Move it away",
+    errno.ENAMETOOLONG: "its name is too long. Choose a shorter one",
+    errno.EIO: "the disk reports an error. Check it",
     errno.ENOSPC: "the disk is full. Make room",
     errno.EDQUOT: "the disk quota is used up. Make room",
     errno.EFBIG: "the file is larger than this system allows. Raise the limit (ulimit -f)",
@@ -72,6 +83,59 @@ def user_facing_os_errors(path: Path, verb: str = "written") -> Iterator[None]:
         raise UserError(f"{path} cannot be {verb}: {OS_ERROR_ADVICE[error.errno]}, then run this again.") from None
 
 
+# What is often found in place of a file, by its first bytes, and what to do.
+FOREIGN_CONTENTS = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: run `git lfs pull`",
+    b"/annex/objects/": "is a pointer of git-annex, not the file itself: run `git annex get`",
+    b"<!doctype html": "is a web page, not the file itself: download it again",
+    b"<html": "is a web page, not the file itself: download it again",
+    b"\xff\xfe": "is text in UTF-16: save it as UTF-8",
+    b"\xfe\xff": "is text in UTF-16: save it as UTF-8",
+}
+SPREADSHEETS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # first bytes of xlsx, ods and xls
+RESTORE = "restore or delete it"
+
+
+@contextmanager
+def reading(path: Path, fault: str, advice: str = RESTORE) -> Iterator[None]:
+    """Turns whatever goes wrong while a file is read into a `UserError`. All readers use it.
+
+    Args:
+        path: The file that is read in the block.
+        fault: What is wrong with a file that is there but cannot be read, as the end of a sentence: `is damaged`.
+        advice: What to do, as the end of a sentence.
+
+    Raises:
+        UserError: The file is missing, is something else, or cannot be read. Errors of this kind pass as they are.
+    """
+    head = _head(path)
+    for start, words in FOREIGN_CONTENTS.items():
+        if head.lstrip().lower().startswith(start):
+            raise UserError(f"{display_path(path)} {words}.")
+    try:
+        with user_facing_os_errors(path, "read"):
+            yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # readers of archives, models and tables let through whatever their libraries raise
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        if path.exists() and not head.strip(b"\0"):
+            reason = "it holds zeros alone, as after a power cut" if head else "it is empty"
+        words = f"{fault} ({reason})"
+        if not path.exists():
+            words = "is a link to a file that is missing" if path.is_symlink() else "is missing"
+        raise UserError(f"{display_path(path)} {words}: {advice}.") from None
+
+
+def _head(path: Path, size: int = 64) -> bytes:
+    """Returns the first bytes of a file; none if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, and moves that file to `path` after the block.
@@ -89,6 +153,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def refuse_to_replace(path: Path, mark: str, made_by: str) -> None:
+    """Keeps a command from replacing a file that it did not write.
+
+    Args:
+        path: The file that the command is about to write.
+        mark: A text that each file of the command has among its first 4096 bytes.
+        made_by: The command, for the message.
+
+    Raises:
+        UserError: There is a file without the mark.
+    """
+    if path.exists() and mark.encode() not in _head(path, 4096):
+        raise UserError(f"{display_path(path)} was not written by {made_by}: move it away, or name another file.")
 
 
 def remove_stale_temporary_files(folder: Path) -> None:
@@ -135,19 +214,45 @@ def write_table(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return table
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str] = (), advice: str = RESTORE) -> pd.DataFrame:
     """Reads a csv table of this study. The columns `TEXT_COLUMNS` stay text: a class may be named `NA`, `7` or `1e5`.
 
+    Args:
+        path: The table; one whose name ends in `.gz` is decompressed.
+        columns: Columns that it must have, among others.
+        advice: What to do if it cannot be read, as the end of a sentence.
+
     Raises:
-        UserError: The file is not a csv table, or permission is missing.
+        UserError: The file is missing, is not a csv table or lacks a column, or permission is missing.
     """
     options: dict[str, Any] = {"keep_default_na": False, "na_values": [""], "encoding_errors": "surrogateescape"}
-    try:
-        with user_facing_os_errors(path, "read"):
-            return pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, "str"), **options)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a csv table ({reason}): restore or delete it.") from None
+    fault = "is not a csv table"
+    with reading(path, fault, advice):
+        if _head(path).startswith(SPREADSHEETS):
+            raise UserError(f"{display_path(path)} is a spreadsheet under the name of a csv table: save it as csv.")
+        header = ",".join(map(str, pd.read_csv(path, nrows=0, **options)))
+        if "\0" in header:
+            raise ValueError("it holds zeros, as after a power cut")
+        if separator := foreign_separator(header):
+            raise UserError(f"{display_path(path)} has {separator}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # values beyond the last column would be lost
+            table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, "str"), index_col=False, **options)
+        if missing := [name for name in columns if name not in table]:
+            raise UserError(f"{display_path(path)} {fault} with the column {missing[0]}: {advice}.")
+        return table
+
+
+def foreign_separator(header: str) -> str:
+    """Says what a spreadsheet has put between the values of a table instead of commas, and what to do; else nothing.
+
+    Args:
+        header: The first line of the table.
+    """
+    for character, name in {";": "semicolons", "\t": "tabs"}.items():
+        if character in header and "," not in header:
+            return f"{name} between its values: save it as csv with commas and decimal points, or move the file away."
+    return ""
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -172,17 +277,15 @@ def read_json(path: Path, advice: str = "") -> Any:
     Raises:
         UserError: The file is missing or damaged, or permission is missing.
     """
-    advice = advice or "restore or delete it"
-    try:
-        with user_facing_os_errors(path, "read"):
-            return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {advice}.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {one_line(error)}): {advice}.") from None
+    with reading(path, "is damaged", advice or RESTORE):
+        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 checksum of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
+    """Returns the SHA-256 checksum of a file as 64 hexadecimal digits.
+
+    Raises:
+        UserError: Permission is missing, or it is a folder.
+    """
+    with user_facing_os_errors(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

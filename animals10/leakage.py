@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from animals10.catalogue import is_another_experiment
 from animals10.cross_validation import paired_interval
 from animals10.data_preparation import PreparedData, prepare_data
 from animals10.environment import git_commit
@@ -92,8 +93,12 @@ def measure_leakage(
 
 
 def latest_runs(root: Path, splits: Splits) -> list[Run]:
-    """Returns the latest run of each experiment that was trained on these data, in the order of training."""
+    """Returns the latest run of each experiment that was trained on these data, in the order of training.
+
+    Full runs count before trials, and runs as the catalogue configures them before others of the same name.
+    """
     runs = [run for run in stored_runs(root) if run.row["data_sha256"] == splits.sha256 and run.row["epochs_run"]]
+    runs.sort(key=lambda run: (not is_another_experiment(run), run.row["epochs_cap"] is None))  # later ones count
     return list({RunKey(*(run.row[name] for name in RunKey._fields)): run for run in runs}.values())
 
 

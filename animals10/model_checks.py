@@ -87,6 +87,11 @@ def check_loads_in_fresh_process(model: keras.Model) -> None:
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         command = [sys.executable, "-c", _LOAD, str(path)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode < 0:
+        killed = (
+            f"the process that loaded it was killed (signal {-done.returncode}), most likely because the memory ran out"
+        )
+        raise UserError(f"{subject} cannot be checked: {killed}. Close other programs, then run this again.")
     if done.returncode:
         reason = _first_sentence(done.stderr.rpartition("REASON ")[2])
         raise UserError(f"{subject} cannot be loaded in a fresh process ({reason}). {advice}")

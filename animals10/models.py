@@ -17,7 +17,7 @@ import pandas as pd
 
 from animals10.backbones import find_backbone
 from animals10.features import split_before
-from animals10.files import UserError, atomic_write, display_path, one_line
+from animals10.files import UserError, atomic_write, reading
 
 
 class Architecture(Protocol):
@@ -367,12 +367,9 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
     """Loads a model that `save_model` wrote, and its class names. Keras's safe mode refuses code in the file.
 
     Raises:
-        UserError: The file is no such model, is damaged, or holds code, for example in a `Lambda` layer.
+        UserError: The file is missing, is no such model, is damaged, or holds code, as in a `Lambda` layer.
     """
-    try:
+    with reading(path, "cannot be loaded", "name a .keras file that this study saved, or restore it"):
         with zipfile.ZipFile(path) as archive:
             class_names = tuple(json.loads(archive.read("class_names.json")))
         return keras.models.load_model(path, compile=False), class_names
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        advice = "name a .keras file that this study saved, or restore it"
-        raise UserError(f"{display_path(path)} cannot be loaded ({one_line(error)}): {advice}.") from None

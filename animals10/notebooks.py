@@ -2,12 +2,14 @@
 
 import base64
 import difflib
+import hashlib
 import io
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -20,17 +22,29 @@ from PIL import Image, ImageChops
 
 from animals10.callbacks import is_unattended
 from animals10.catalogue import CATALOGUE
-from animals10.files import REPOSITORY, UserError, display_path, user_facing_os_errors
+from animals10.files import (
+    REPOSITORY,
+    UserError,
+    atomic_write,
+    display_path,
+    one_line,
+    reading,
+    remove_stale_temporary_files,
+    user_facing_os_errors,
+)
 from animals10.results import published_table, results_table
 from animals10.settings import NOTEBOOKS, Settings
 
 TYPO_RATIO = 0.8  # from this similarity to an id of the catalogue on, an unknown id is taken for a typing error
 CHECKED = REPOSITORY / "tests" / "notebooks"  # what nbval executes: code cells, and the outputs that it compares
+STAMP = "animals10"  # the metadata of an executed copy that tell whether anybody has changed it
+ERROR_MARKER = "papermill-error-cell-tag"
 CHECK = "# NBVAL_CHECK_OUTPUT"  # nbval's mark of a cell whose outputs it compares
 COLOUR_TOLERANCE = 4  # largest change of a colour value (0 to 255) in a compressed figure: it cannot be seen
 
 # Columns that are printed, and their titles.
 _COLUMNS = {"notebook": "notebook", "model_id": "run", "learning_rate": "rate", "epochs": "epochs"}
+_COLUMNS |= {"repetition": "repetition", "split": "split", "epochs_cap": "cap on epochs"}
 _COLUMNS |= {"published": "published", "acc_val": "validation", "accuracy": "test"}
 _COLUMNS |= {"accuracy_low": "low", "accuracy_high": "high", "epochs_run": "epochs run", "dataset": "data set"}
 _COLUMNS |= {"weights": "weights", "significance": "significance", "agreement": "agreement"}
@@ -51,14 +65,18 @@ def run_notebooks(
         names: Their file names.
 
     Raises:
-        UserError: `only` holds a typing error, a cell fails (the message names notebook and cell), or an output may
-            show a photograph and must not be published.
+        UserError: `only` holds a typing error, the workspace holds a notebook of the user's own under a name of these,
+            a cell fails or its kernel is killed (the message names notebook and cell), or an output may show a
+            photograph and must not be published.
     """
     check_only(settings.only)
     # In the repository's own workspace, an executed copy must not replace the notebook.
     folder = REPOSITORY / "build" / "full" if settings.root == REPOSITORY else settings.root
     with user_facing_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporary_files(folder)
+    for name in names:
+        make_room(folder / name, REPOSITORY / name)
     # Kernels start in the repository, where a relative path would name something else.
     os.environ.update(ANIMALS10_ROOT=str(settings.root), ANIMALS10_RAW=str(settings.raw))
     os.environ["ANIMALS10_WEIGHTS"] = settings.weights
@@ -69,13 +87,7 @@ def run_notebooks(
     for number, name in enumerate(names, start=1):
         target = folder / name
         print(f"[{number}/{len(names)}] {name} → {display_path(target)}", file=sys.stderr, flush=True)
-        options = {"cwd": REPOSITORY, "kernel_name": "python3", "stderr_file": sys.stderr, "progress_bar": False}
-        options |= {"extra_arguments": ["--log-level=ERROR"]}  # or each kernel warns about its TCP connection
-        try:
-            papermill.execute_notebook(REPOSITORY / name, target, **options)
-        except PapermillExecutionError as error:
-            cell = f"{name}, cell {error.cell_index + 1} (In [{error.exec_count}])"
-            raise UserError(f"{cell}: {error.ename}: {error.evalue}") from None
+        execute_notebook(REPOSITORY / name, target)
     for name in names if store else ():
         if store == "published":
             private = [settings.root, settings.raw, settings.raw_folder, Path(settings.weights)]
@@ -88,6 +100,92 @@ def run_notebooks(
         print("\nThe sample: drawings and backbones with random weights. The metrics only show that everything works.")
 
 
+def execute_notebook(source: Path, target: Path) -> None:
+    """Executes a notebook and writes the executed copy, also if a cell fails; in this repository's folder.
+
+    Raises:
+        UserError: The notebook cannot be read, a cell fails, or the kernel is killed.
+    """
+    read_notebook(source)
+    options = {"cwd": REPOSITORY, "kernel_name": "python3", "stderr_file": sys.stderr, "progress_bar": False}
+    options |= {"extra_arguments": ["--log-level=ERROR"]}  # or each kernel warns about its TCP connection
+    failure = ""
+    with atomic_write(target) as temporary:
+        try:
+            papermill.execute_notebook(_without_parameters(source), _without_parameters(temporary), **options)
+        except PapermillExecutionError as error:
+            cell = f"{source.name}, cell {error.cell_index + 1} (In [{error.exec_count}])"
+            failure = f"{cell}: {error.ename}: {(error.evalue.splitlines() or [''])[0]}"
+        except RuntimeError as error:  # of nbclient: the kernel died
+            cells = read_notebook(temporary).cells
+            n_begun = sum(bool(cell.metadata.get("papermill", {}).get("start_time")) for cell in cells)
+            reason = "most likely because the memory ran out and the system killed it"
+            failure = f"{source.name}, cell {n_begun}: the kernel ended ({one_line(error)}), {reason}. Close other "
+            failure += "programs, then run this again; finished runs are kept."
+        executed = read_notebook(temporary)
+        executed.metadata[STAMP] = {"cells_sha256": cells_sha256(executed)}
+        nbformat.write(executed, temporary)
+    if failure:
+        raise UserError(failure)
+
+
+def _without_parameters(path: Path) -> str:
+    """Returns a path as papermill takes it, for which braces enclose parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """Reads a notebook.
+
+    Raises:
+        UserError: It is missing or no notebook.
+    """
+    with reading(path, "is not a notebook"):
+        return nbformat.read(path, as_version=4)
+
+
+def cells_sha256(notebook: nbformat.NotebookNode) -> str:
+    """Returns a checksum of the texts and outputs of a notebook's cells, as 64 hexadecimal digits."""
+    names = ("cell_type", "source", "outputs", "attachments")
+    cells = [[cell.get(name) or None for name in names] for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def make_room(path: Path, source: Path) -> None:
+    """Checks that an executed copy of `source` may be written to a path: that nothing of the user's is lost.
+
+    A copy that nobody has changed may be replaced. One that an older version of this study executed, of which this
+    cannot be told, is renamed with a message.
+
+    Raises:
+        UserError: There is a notebook of the user's own, or a copy that was changed.
+    """
+    if not path.exists():
+        return
+    notebook = read_notebook(path)
+    stamp = notebook.metadata.get(STAMP, {}).get("cells_sha256")
+    if stamp == cells_sha256(notebook):
+        return
+    if stamp or "papermill" not in notebook.metadata:
+        raise UserError(
+            f"{display_path(path)} is a notebook of your own, or an executed copy that was changed: move it away, or "
+            "choose another workspace (ANIMALS10_ROOT)."
+        )
+    if _sources(notebook) != _sources(read_notebook(source)):
+        kept = path.with_name(f"{path.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}.bak")
+        with user_facing_os_errors(path):
+            path.rename(kept)
+        print(
+            f"{display_path(path)} is of another version, or was changed: it is kept as {kept.name}.", file=sys.stderr
+        )
+
+
+def _sources(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    """Returns type and text of a notebook's cells, without those in which papermill says that a cell failed."""
+    cells = [cell for cell in notebook.cells if ERROR_MARKER not in cell.metadata.get("tags", ())]
+    return [(cell.cell_type, cell.source) for cell in cells]
+
+
 def check_only(ids: tuple[str, ...]) -> None:
     """Checks the ids that the setting `only` names, before hours are spent.
 
@@ -98,7 +196,8 @@ def check_only(ids: tuple[str, ...]) -> None:
         UserError: An unknown id is similar to one of the catalogue.
     """
     known = {experiment.id for experiment in CATALOGUE}
-    texts = [path.read_text(encoding="utf-8") for name in NOTEBOOKS if (path := REPOSITORY / name).exists()]
+    paths = [REPOSITORY / name for name in NOTEBOOKS if (REPOSITORY / name).exists()]
+    texts = [text for path in paths for _, text in _sources(read_notebook(path))]
     for id in ids:
         as_word = rf"(?<![\w+-]){re.escape(id)}(?![\w+-])"
         if id in known or any(re.search(as_word, text) for text in texts):
@@ -112,7 +211,7 @@ def check_only(ids: tuple[str, ...]) -> None:
 def print_results(settings: Settings) -> None:
     """Prints the published runs in the order of publication with their measured runs, then all other measured runs.
 
-    The other runs are in the order of `results.results_table`: best validation accuracy first.
+    The other runs are in the order of `results.results_table`: best validation accuracy first, trials last.
     """
     if not settings.results.exists():
         print(f"There is no {display_path(settings.results)}: no run is trained yet.")
@@ -129,9 +228,10 @@ def print_results(settings: Settings) -> None:
     }
     for title, rows in titles.items():
         if len(rows):
-            rows = rows[[name for name in _COLUMNS if name in rows]].rename(columns=_COLUMNS)
+            rows = rows[[name for name in _COLUMNS if name in rows]].dropna(axis="columns", how="all")
+            rows = rows.rename(columns=_COLUMNS)
             print(f"\n{title} ({display_path(settings.results)}):\n")
-            print(rows.to_string(index=False, float_format="{:.4g}".format))
+            print(rows.to_string(index=False, float_format="{:.4g}".format, na_rep="–"))
 
 
 # ── Stored outputs ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -148,9 +248,11 @@ def store_published(executed: Path, target: Path, private: Iterable[Path] = ()) 
         private: Folders of this machine. Of their paths only the last part is published, as in `…/raw-img`.
 
     Raises:
-        UserError: An output may show a photograph, see `possible_photographs`.
+        UserError: An output may show a photograph, see `possible_photographs`, or `target` was edited meanwhile.
     """
     notebook = _without_noise(executed)
+    if target.exists() and _sources(read_notebook(target)) != _sources(notebook):
+        raise UserError(f"{display_path(target)} was edited while it was executed: run this again.")
     compress_figures(notebook)
     for cell in notebook.cells:
         text = json.dumps(cell.get("outputs", []), ensure_ascii=False)
@@ -160,7 +262,8 @@ def store_published(executed: Path, target: Path, private: Iterable[Path] = ()) 
             cell.outputs = nbformat.from_dict(json.loads(text))
     if found := possible_photographs(notebook):
         raise UserError(f"{display_path(executed)} must not be published: {'; '.join(found)}.")
-    nbformat.write(notebook, target)
+    with atomic_write(target) as temporary:
+        nbformat.write(notebook, temporary)
 
 
 def store_checked(executed: Path, target: Path) -> None:
@@ -169,14 +272,14 @@ def store_checked(executed: Path, target: Path) -> None:
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in notebook.cells:
         cell.outputs = cell.outputs if CHECK in cell.source else []
-    target.parent.mkdir(exist_ok=True)
-    nbformat.write(notebook, target)
+    with atomic_write(target) as temporary:
+        nbformat.write(notebook, temporary)
 
 
 def _without_noise(executed: Path) -> nbformat.NotebookNode:
     """Returns a notebook without progress bars, execution times and the kernel's version."""
-    notebook = nbformat.read(executed, as_version=4)
-    for key in ("papermill", "language_info"):
+    notebook = read_notebook(executed)
+    for key in ("papermill", "language_info", STAMP):
         notebook.metadata.pop(key, None)
     for cell in notebook.cells:
         cell.metadata = {}

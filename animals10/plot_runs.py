@@ -15,6 +15,7 @@ from IPython.display import display
 from pandas.io.formats.style import Styler
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
+from animals10.catalogue import is_another_experiment
 from animals10.files import UserError
 from animals10.models import layer_table, load_model
 from animals10.plots import BLUE, GREY, NUMBERS, ORANGE, STYLE, finish, message_figure, plot_errors, plot_grad_cam, show
@@ -40,12 +41,16 @@ def show_run(run: Run, settings: Settings | None = None) -> None:
     if run.path is None:
         print(f"{run.model_id} is not trained here: {run.why}")
         return
-    model, _ = load_model(run.file("model.keras"))
-    display(layer_table(model))
+    plots = [plot_errors, plot_grad_cam]
+    try:
+        display(layer_table(load_model(run.file("model.keras"))[0]))
+    except UserError as error:  # it was adopted without its model, say
+        print(error)
+        plots = plots[:1]
     show(plot_run(run))
     if settings is None:
         return
-    for plot in (plot_errors, plot_grad_cam):
+    for plot in plots:
         try:
             show(plot(run, settings.data / "processed"))
         except UserError as error:  # a network without feature maps, say
@@ -106,11 +111,14 @@ def plot_run(run: Run) -> plt.Figure:
         axes["loss"].set_xlabel("epoch")
     _draw_matrix(axes["matrix"], run.record["class_names"], predictions)
     name = f"{row['model_id']} on {row['dataset']}"
-    key = f"learning rate {row['learning_rate']:g}, maximum epochs {row['epochs']}, repetition {row['repetition']}"
+    cap = "" if row["epochs_cap"] is None else f" capped at {row['epochs_cap']}"
+    key = f"learning rate {row['learning_rate']:g}, maximum epochs {row['epochs']}{cap}"
+    key += f", repetition {row['repetition']}"
     key += ", trained from scratch" if row["weights"] == "none" else f", weights: {row['weights']}"
     interval = f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"
     result = f"test accuracy {row['accuracy']:.3f} (95 % interval {interval}, {row['n_test']} images)"
-    figure.suptitle(f"{name}\n{key}\n{result}" + "\nevaluated without training" * (not is_trained))
+    lines = [_wrap(text, 90 if is_trained else 65) for text in (name, key, result)]
+    figure.suptitle("\n".join(lines) + "\nevaluated without training" * (not is_trained))
     curves = f"learning curves over {len(history)} epochs, best epoch {row['best_epoch']}"
     curves = curves if is_trained else "no learning curves, since no epoch was trained"
     return finish(figure, f"{name}, {key}: {curves}, and the confusion matrix; {result}")
@@ -246,6 +254,9 @@ def plot_comparison(
 ) -> plt.Figure:
     """Draws the test accuracy of runs with its 95 % interval, and the published accuracy, one line per run.
 
+    A trial, which a cap on epochs shortened, is drawn without the published accuracy, and so is a run that was
+    configured in another way than the catalogue's experiment of its name.
+
     Args:
         runs: The runs, the first on top. Those that are not trained are left out.
         published: The published runs, see `results.published_runs`.
@@ -257,12 +268,16 @@ def plot_comparison(
         return message_figure("None of these runs is trained here.")
     earlier = [run for run in earlier if run.path and run not in runs]
     runs = [*earlier, *trained]
-    records = [run.record for run in runs]
-    table = pd.DataFrame([record["row"] for record in records])
+    records, rows = [run.record for run in runs], [run.row for run in runs]
+    table = pd.DataFrame(rows)
     key = list(PUBLISHED_KEY)
     table = table.merge(published[[*key, "accuracy"]], "left", key, suffixes=("", "_published"), validate="m:1")
-    labels, classes = run_labels(table), sorted({len(record["class_names"]) for record in records})
-    figure, axis = plt.subplots(figsize=(9.5, 0.25 * len(runs) + 1.5), layout="constrained")
+    labels, classes = run_labels(rows), sorted({len(record["class_names"]) for record in records})
+    is_comparable = [run.row["epochs_cap"] is None and not is_another_experiment(run) for run in runs]
+    table["accuracy_published"] = table.accuracy_published.where(is_comparable)
+    names = [_wrap(label, 60) for label in labels]
+    height = max(0.25, 0.15 * (1 + max(name.count("\n") for name in names)))  # of a line, in inches
+    figure, axis = plt.subplots(figsize=(9.5, height * len(runs) + 1.5), layout="constrained")
     for line, row in enumerate(table.to_dict("records")):
         _draw_interval(axis, line, row, line < len(earlier), limits)
     axis.plot([], [], "o-", color=BLUE, linewidth=2.6, label="measured, with 95 % interval")
@@ -277,7 +292,7 @@ def plot_comparison(
             axis.axvline(1 / n, color="black", linewidth=1, linestyle=":", label=f"chance, {n} classes: {1 / n:.2g}")
     margin = 0.01 * (limits[1] - limits[0])  # for marks at the ends
     axis.set(ylim=(len(runs) - 0.5, -0.5), xlim=(limits[0] - margin, limits[1] + margin), xlabel="test accuracy")
-    axis.set_yticks(range(len(runs)), labels, fontsize=9)
+    axis.set_yticks(range(len(runs)), names, fontsize=9)
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(left=False)

@@ -137,7 +137,7 @@ def plot_images(
         name = image.name if isinstance(image, Path) else ""
         axis.imshow(_read(image, THUMBNAIL) if isinstance(image, Path) else image, label=name)
         axis.set_title(title, fontsize=9, color=colour)
-    figure.suptitle(heading)
+    figure.suptitle(textwrap.fill(heading, 95, break_on_hyphens=False))
     names = ", ".join(" ".join(title.split()) for title in titles)
     return finish(figure, f"{heading or 'Images'}: {names}")
 
@@ -233,7 +233,7 @@ def plot_grad_cam(run: Run, folder: Path, n: int = 3) -> plt.Figure:
     bar = figure.colorbar(shown, ax=axes, location="bottom", shrink=0.4, aspect=40, ticks=[0, 1])
     bar.ax.set_xticklabels(["no evidence", "strongest evidence for the predicted class"])
     heading = f"{run.model_id}: Grad-CAM heatmaps for the predicted class"
-    figure.suptitle(heading)
+    figure.suptitle(textwrap.fill(heading, 95, break_on_hyphens=False))
     return finish(figure, f"{heading}: {', '.join(titles)}")
 
 

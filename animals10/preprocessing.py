@@ -38,6 +38,7 @@ from animals10.layouts import RawFile, find_in_folder, in_words
 from animals10.settings import Settings
 
 MOST_LINES = 10  # that are printed about lost classes
+OVERVIEW = ("relpath", "name", "category", "label", "width", "height", "source", "sha256")  # of processed images
 CONTRACT_FILE = "preprocessing.json"  # in data/processed: the contract under which the images there were made
 
 
@@ -145,7 +146,7 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     """
     processed, size = settings.data / "processed", settings.image_size
     table_path, crc32_path = settings.data / "processed-overview.csv", settings.data / "processed-crc32.csv"
-    if table_path.exists() and set(read_table(table_path).width) - {size}:
+    if table_path.exists() and set(read_overview(settings).width) - {size}:
         raise UserError(
             f"{display_path(processed)} has images of another size than ANIMALS10_IMAGE_SIZE={size}: "
             "choose another workspace (ANIMALS10_ROOT), or delete it and the csv files beside it."
@@ -187,14 +188,26 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     if changed := (plan.sha256 != scanned).sum():
         print(f"{changed} files have changed since the scan; run this again to update data/overview.csv.")
     failed = plan[plan.reason.notna()].assign(stage="resize", relpath=lambda failed: failed.source)
-    rejected = pd.concat([read_table(settings.data / "rejected.csv").query("stage == 'scan'"), failed])
+    rejected = pd.concat([read_table(settings.data / "rejected.csv", ["stage"]).query("stage == 'scan'"), failed])
     write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
     for line in _lost_classes(failed, plan[plan.reason.isna()]):
         print(line)
     done = plan[plan.reason.isna()].sort_values("relpath", ignore_index=True).assign(width=size, height=size)
     done["label"] = done.category.rank(method="dense").astype(int) - 1
     write_table(done[["relpath", "sha256", "crc32"]].astype({"crc32": int}), crc32_path)
-    return write_table(done["relpath name category label width height source sha256".split()], table_path)
+    return write_table(done[list(OVERVIEW)], table_path)
+
+
+def read_overview(settings: Settings) -> pd.DataFrame:
+    """Reads the table of processed images, `data/processed-overview.csv`, as `resize_images` wrote it.
+
+    Raises:
+        UserError: There is none yet, or it cannot be read.
+    """
+    path = settings.data / "processed-overview.csv"
+    if not path.exists():
+        raise UserError(f"There is no {display_path(path)}: run 01-preprocessing.ipynb first.")
+    return read_table(path, OVERVIEW, "delete it and run 01-preprocessing.ipynb again")
 
 
 def _known_crc32(path: Path) -> dict[tuple[str, str], int]:

@@ -12,8 +12,9 @@ from scipy.ndimage import laplace
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from animals10.files import UserError, display_path, read_table, write_table
+from animals10.files import UserError, read_table, write_table
 from animals10.images import map_on_all_cores, rejection_reason
+from animals10.preprocessing import read_overview
 from animals10.reference import REFERENCE_FILES, match_reference
 from animals10.settings import Settings
 from animals10.similarity import similar_pairs
@@ -63,10 +64,8 @@ def check_images(settings: Settings) -> pd.DataFrame:
     Raises:
         UserError: Notebook 01 has not made the images yet, or one is missing or damaged.
     """
-    overview_path, path, known = settings.data / "processed-overview.csv", settings.data / "checks.csv", {}
-    if not overview_path.exists():
-        raise UserError(f"There is no {display_path(overview_path)}: run 01-preprocessing.ipynb first.")
-    checks = read_table(overview_path)["relpath category source sha256".split()]
+    path, known = settings.data / "checks.csv", {}
+    checks = read_overview(settings)["relpath category source sha256".split()]
     if path.exists():
         stored = read_table(path).reindex(columns="relpath sha256 phash brightness sharpness".split()).dropna()
         known = stored.drop_duplicates(["relpath", "sha256"]).set_index(["relpath", "sha256"]).to_dict("index")

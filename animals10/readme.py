@@ -14,17 +14,19 @@ import nbformat
 import pandas as pd
 
 from animals10.catalogue import CATALOGUE
-from animals10.files import REPOSITORY, UserError, atomic_write, display_path
+from animals10.files import REPOSITORY, UserError, atomic_write, display_path, reading, refuse_to_replace
 from animals10.leakage_results import DIFFERENCE, leakage_results
 from animals10.models import Transfer
+from animals10.notebooks import read_notebook
 from animals10.plots import BLUE, ORANGE, STYLE
-from animals10.results import RESULT_COLUMNS, published_runs, published_table, results_table
-from animals10.runs import EFFICIENCY, RunKey
+from animals10.results import is_other, no_results, published_runs, published_table, results_table
+from animals10.runs import RunKey, run_labels
 from animals10.settings import NOTEBOOKS, Settings
 
 README = REPOSITORY / "README.md"
 ALL_RESULTS = REPOSITORY / "docs" / "results.md"
 FIGURE = REPOSITORY / "data" / "results.svg"
+FIGURE_MARK = "model_id,accuracy"  # of the values that the figure carries, see `drawn_values`
 SPLITS = ("published", "grouped")
 KEY = list(RunKey._fields)
 CNN_FAMILY = "CNN trained from scratch"
@@ -39,9 +41,10 @@ def write_readme(settings: Settings | None = None) -> None:
         settings: The settings of the workspace whose results are shown; the repository's own by default.
 
     Raises:
-        UserError: README.md or docs/results.md is missing or lacks a mark, a notebook lacks an experiment, or a file
-            cannot be written.
+        UserError: README.md or docs/results.md is missing or lacks a mark, a notebook lacks an experiment, the figure
+            is one of your own, or a file cannot be written.
     """
+    refuse_to_replace(FIGURE, FIGURE_MARK, "make readme")
     settings = settings or repository_settings()
     texts = {path: updated_text(path, settings) for path in (README, ALL_RESULTS)}
     texts |= updated_notebooks(settings)
@@ -64,7 +67,9 @@ def updated_text(path: Path, settings: Settings) -> str:
     """
     if not path.exists():
         raise UserError(f"There is no {display_path(path)}: restore it (git restore {display_path(path)}).")
-    text, table = path.read_text(encoding="utf-8"), published_and_measured(settings)
+    with reading(path, "cannot be read"):
+        text = path.read_text(encoding="utf-8")
+    table = published_and_measured(settings)
     figure = f"![{alternative_text(table)}]({Path(os.path.relpath(FIGURE, path.parent)).as_posix()})"
     parts = {"figure": figure}
     if path == README:
@@ -86,14 +91,16 @@ def updated_text(path: Path, settings: Settings) -> str:
 def study_rows(settings: Settings) -> pd.DataFrame:
     """Returns the rows of `results.results_table` that count: on Animals-10, at the settings' image size, in full.
 
-    Runs with random weights and trials with a cap on epochs are left out. Of several runs of one experiment on one
-    split, the latest counts.
+    Runs with random weights, trials with a cap on epochs, and runs that were configured in another way than the
+    catalogue's experiment of their name are left out. Of several runs of one experiment on one split, the latest
+    counts.
     """
     if not settings.results.exists():
-        return pd.DataFrame(columns=[*RESULT_COLUMNS, "significance", *EFFICIENCY])
+        return no_results()
     rows = results_table(settings)
     rows = rows[rows.dataset.eq("animals10") & rows.image_size.eq(settings.image_size)]
     rows = rows[rows.epochs_cap.isna() & rows.weights.ne("random")]
+    rows = rows[~is_other(settings.root, rows)]
     return rows[~rows.sort_values("time").duplicated([*KEY, "split"], keep="last").reindex(rows.index)]
 
 
@@ -164,8 +171,8 @@ def best_of_families(settings: Settings) -> str:
         best = {RunKey(*runs.loc[runs.accuracy.idxmax(), KEY]): "published"}
         for key in candidates.key[candidates.key.map(families.get) == family].head(1):  # best validation first
             best[key] = "published and measured" if key in best else "measured"
-        for key, words in best.items():
-            line = {"family": family, "run": f"`{key.model_id}`", "best": words, "published": published.get(key)}
+        for (key, words), name in zip(best.items(), run_labels([key._asdict() for key in best]), strict=True):
+            line = {"family": family, "run": f"`{name}`", "best": words, "published": published.get(key)}
             lines.append(line | {f"{split} split": accuracies[split].get(key, "not measured") for split in SPLITS})
     return f"{_markdown(pd.DataFrame(lines))}\n\n{data_sentence(settings)}"
 
@@ -260,7 +267,7 @@ def updated_notebooks(settings: Settings) -> dict[Path, str]:
         return f"| `{row['id']}` | {row['question']} | {' | '.join(cells)} |"
 
     for path in (REPOSITORY / name for name in NOTEBOOKS[1:]):
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read_notebook(path)
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = EXPERIMENT.sub(filled, cell.source)

@@ -19,7 +19,7 @@ import vl_convert
 from PIL import Image
 
 from animals10.evaluation import classification_reports
-from animals10.files import REPOSITORY, UserError, atomic_write, display_path, one_line
+from animals10.files import REPOSITORY, UserError, atomic_write, display_path, one_line, reading, refuse_to_replace
 from animals10.report_charts import (
     COSTS,
     CURVES,
@@ -35,6 +35,7 @@ from animals10.results import PUBLISHED_KEY, RESULT_COLUMNS, ResultRow, publishe
 from animals10.runs import EFFICIENCY, STUDY, Run, run_labels, run_of_row
 from animals10.settings import Settings
 
+MARK = "<title>Animals-10: runs and results</title>"  # of each page
 REPORT = REPOSITORY / "build" / "report" / "report.html"
 MAX_ERRORS = 12  # misclassified images that a run's view lists
 SPLITS = {
@@ -79,8 +80,10 @@ def write_report(settings: Settings, path: Path = REPORT, with_images: bool = Fa
         with_images: Whether to embed small copies of misclassified test images.
 
     Raises:
-        UserError: There are no results, one cannot be read, or the page cannot be written.
+        UserError: There are no results, one cannot be read, or the page cannot be written, as where `path` is a file
+            that this function did not write.
     """
+    refuse_to_replace(path, MARK, "make report")
     page = render(settings, with_images)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -152,18 +155,20 @@ def load_template(name: str) -> jinja2.Template:
 def collect(settings: Settings) -> pd.DataFrame:
     """Joins all stored runs and the published ones of their image sizes, best validation accuracy first.
 
+    Trials, which a cap on epochs shortened, come after all other stored runs.
+
     Returns:
         The columns of `results_table`, those of `data/published-results.csv` with the suffix `_published`, and
-        `agreement`, `measured` (whether there is a run), `setting` (data set, share of Animals-10, split, and whether
-        weights are random: runs of one setting can be compared), `notebook`, `backbone`, `label` (unique),
-        `short_label` (what the columns `SHOWN` do not tell) and `id`, which names the row in the page. Runs that are
-        not measured come last.
+        `agreement`, `measured` (whether there is a run), `full` (whether no cap on epochs shortened it), `setting`
+        (data set, share of Animals-10, split, whether weights are random and epochs capped: runs of one setting can be
+        compared), `notebook`, `backbone`, `label` (unique), `short_label` (what the columns `SHOWN` do not tell) and
+        `id`, which names the row in the page. Runs that are not measured come last.
 
     Raises:
         UserError: There are no results, or they lack a column.
     """
     results, key = results_table(settings), list(PUBLISHED_KEY)
-    sizes = sorted(results.image_size.unique())
+    sizes = sorted(results.image_size.dropna().unique()) or [settings.image_size]
     joined = pd.concat(published_table(settings.model_copy(update={"image_size": int(size)})) for size in sizes)
     # In published_table the published columns have the plain names; here the measured ones have.
     both = [name.removesuffix("_measured") for name in joined if name.endswith("_measured")]
@@ -176,13 +181,15 @@ def collect(settings: Settings) -> pd.DataFrame:
     others = others.assign(agreement=pd.Series(is_published, others.index, dtype=bool).map(words))
     table = pd.concat([joined, others])
     table["measured"] = table.run_id.notna()
-    order = ["measured", "acc_val", "acc_val_published"]
+    table["full"] = table.epochs_cap.isna()
+    order = ["measured", "full", "acc_val", "acc_val_published"]
     table = table.sort_values(order, ascending=False, kind="stable", na_position="last", ignore_index=True)
     table["label"] = table["short_label"] = run_labels(table)
     for _, rows in table.groupby(SHOWN, dropna=False):
-        table.loc[rows.index, "short_label"] = run_labels(rows)
-    table["label"] += [f", capped at {cap:.0f} epochs" if pd.notna(cap) else "" for cap in table.epochs_cap]
+        table.loc[rows.index, "short_label"] = [label.partition(", capped at ")[0] for label in run_labels(rows)]
     table["id"] = table.run_id.where(table.measured, "published-" + table.index.astype(str))
+    is_odd = ~table.id.astype("str").str.fullmatch(r"[\w.-]+")  # a row of one's own: a link needs a simple name
+    table.loc[is_odd, "id"] = "row-" + table.index[is_odd].astype(str)
     table["setting"] = [_setting(row) if row["measured"] else "not measured" for row in table.to_dict("records")]
     return table
 
@@ -196,18 +203,20 @@ def _data(row: Mapping[str, Any]) -> str:
 def _setting(row: Mapping[str, Any]) -> str:
     """Returns in words what two runs must share to be compared."""
     split = text(row["split"]) and f", {row['split']} split"
-    return _data(row) + split + (", random weights" if row["weights"] == "random" else "")
+    weights = ", random weights" if row["weights"] == "random" else ""
+    return _data(row) + split + weights + (", maximum epochs capped" if pd.notna(row["epochs_cap"]) else "")
 
 
 def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Returns for each setting its number of runs, and the row with the highest validation accuracy.
 
-    The data set with the most test images comes first, and the setting with the most runs within it.
+    The data set with the most test images comes first; within it full runs, and the setting with the most runs.
     """
     measured = table[table.measured].assign(runs=lambda rows: rows.groupby("setting").setting.transform("size"))
     best = measured.drop_duplicates("setting")  # the table is sorted
     images = best.groupby("dataset").n_test.transform("max")
-    best = best.assign(images=images).sort_values(["images", "dataset", "runs"], ascending=False, kind="stable")
+    order = ["images", "dataset", "full", "runs"]
+    best = best.assign(images=images).sort_values(order, ascending=False, kind="stable")
     return best.astype(object).where(best.notna(), None).to_dict("records")
 
 
@@ -356,7 +365,8 @@ def thumbnail(path: Path) -> str:
     """Returns an image as data URL of a JPEG of at most 96 pixels a side; empty if there is none."""
     if not path.exists():
         return ""
-    with Image.open(path, formats=["JPEG"]) as image, BytesIO() as file:
+    advice = "run 01-preprocessing.ipynb again"
+    with reading(path, "is no image", advice), Image.open(path, formats=["JPEG"]) as image, BytesIO() as file:
         image.thumbnail((96, 96))
         image.save(file, "JPEG", quality=80)
         return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -4,15 +4,17 @@ To add a column, give `ResultRow` a field and set it in `execution.result_row`.
 """
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from animals10.catalogue import is_another_experiment
 from animals10.dataset import ENGLISH, PUBLISHED_RESULTS
 from animals10.evaluation import compare_runs
 from animals10.files import UserError, display_path, read_table
-from animals10.runs import EFFICIENCY, Run, RunKey, run_of_row
+from animals10.runs import EFFICIENCY, Run, RunKey, run_labels, run_of_row
 from animals10.settings import Settings
 
 PUBLISHED_TEST_IMAGES = 2_618  # of the original study
@@ -72,51 +74,90 @@ class ResultRow:
 
 
 RESULT_COLUMNS = tuple(column.name for column in fields(ResultRow))
+NUMBERS = tuple(column.name for column in fields(ResultRow) if column.type is not str)
+
+
+TABLE_COLUMNS = (*RESULT_COLUMNS, "run", "significance", *EFFICIENCY)  # of `results_table`, besides one's own
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """Reads a table of results as it is: the columns of `ResultRow` and any others, in the order of the file.
+
+    Raises:
+        UserError: There is no such table, it lacks a column, or a value is no number where one belongs.
+    """
+    where = display_path(path)
+    if not path.exists():
+        raise UserError(f"There is no {where} yet: run notebook 02 or 03 first.")
+    table = read_table(path)
+    if missing := [name for name in RESULT_COLUMNS if name not in table]:
+        raise UserError(f"{where} lacks the columns {', '.join(missing)}: restore them with `make rebuild`.")
+    for name in NUMBERS:
+        values = pd.to_numeric(table[name], errors="coerce")
+        if (is_wrong := values.isna() & table[name].notna()).any():
+            value = table[name][is_wrong].iloc[0]
+            raise UserError(
+                f"{where} holds {value!r} as {name}, which is no number: correct it, or run `make rebuild`."
+            )
+        table[name] = values
+    return table
 
 
 def results_table(settings: Settings) -> pd.DataFrame:
-    """Returns `results.csv`, best validation accuracy first.
+    """Returns `results.csv`, best validation accuracy first; trials, which a cap on epochs shortened, come last.
 
     Returns:
         The columns of `ResultRow`, and:
+        `run`: a label that no other row has, see `run_labels`. Where a row lacks its `run_id`, or repeats that of
+        another, its `run_id` here names its line of the file, so that each row has its own.
         `significance`: among the stored runs on the same test images (`data_sha256`), `best` for the one with the
         highest validation accuracy, and `not significantly different` for those whose test predictions `compare_runs`
-        cannot tell from it (p ≥ 0.05, not corrected for the number of comparisons). Empty for others, and for runs
-        whose folders are missing.
+        cannot tell from it (p ≥ 0.05, not corrected for the number of comparisons). Empty for others, for trials where
+        there is a full run, and for runs whose folders are missing.
         `model_mb`, `multiply_adds` (millions), `predict_ms` and `batch_ms` (milliseconds per image, at batch sizes 1
         and 32): missing where `make efficiency` has not measured them.
 
     Raises:
-        UserError: There are no results yet, or they lack a column.
+        UserError: There are no results yet, or they cannot be read.
     """
     table = _rows(settings)
     runs = [run_of_row(settings.root, *names) for names in zip(table.model_id, table.run_id, strict=True)]
-    table["significance"], columns = "", list(EFFICIENCY)
+    table["run"], table["significance"], columns = run_labels(table), "", list(EFFICIENCY)
     table[columns] = pd.DataFrame([run.efficiency for run in runs], table.index, columns, float)
     for _, rows in table.groupby("data_sha256"):
         stored = [index for index in rows.index if runs[index].file("predictions.csv").exists()]
-        for index in stored:
-            similar = compare_runs(runs[stored[0]], runs[index])["p_value"] >= 0.05
-            words = "best" if index == stored[0] else "not significantly different" if similar else ""
-            table.loc[index, "significance"] = words
+        full = [index for index in stored if pd.isna(table.epochs_cap[index])]
+        for index in full or stored:
+            best = (full or stored)[0]
+            similar = compare_runs(runs[best], runs[index])["p_value"] >= 0.05
+            table.loc[index, "significance"] = (
+                "best" if index == best else "not significantly different" if similar else ""
+            )
     return table
 
 
+def no_results() -> pd.DataFrame:
+    """Returns what `results_table` would be without rows."""
+    return pd.DataFrame(columns=TABLE_COLUMNS)
+
+
 def _rows(settings: Settings) -> pd.DataFrame:
-    """Returns `results.csv`, best validation accuracy first."""
-    if not settings.results.exists():
-        raise UserError(f"There is no {display_path(settings.results)} yet: run notebook 02 or 03 first.")
-    table = read_table(settings.results)
-    if missing := [name for name in RESULT_COLUMNS if name not in table]:
-        where = display_path(settings.results)
-        raise UserError(f"{where} lacks the columns {', '.join(missing)}: restore them with `make rebuild`.")
-    table[["model_id", "run_id"]] = table[["model_id", "run_id"]].fillna("")  # a row of one's own may have neither
+    """Returns `results.csv`, best validation accuracy first, trials last; each row with a `run_id` of its own."""
+    table = read_results(settings.results)
+    table["model_id"] = table.model_id.fillna("unnamed")  # a row of one's own may have neither id
+    line = pd.Series([f"line-{index + 2}" for index in table.index], table.index, dtype="str")
+    table["run_id"] = table.run_id.fillna(line)
+    is_repeated = table.run_id.duplicated()
+    table.loc[is_repeated, "run_id"] += "-" + line[is_repeated]
     order = {"by": ["acc_val", "time"], "ascending": [False, True], "na_position": "last"}
-    return table.sort_values(**order, ignore_index=True)
+    full = table.epochs_cap.isna()
+    return pd.concat([table[part].sort_values(**order) for part in (full, ~full)], ignore_index=True)
 
 
 def best_run(settings: Settings, data_sha256: str | None = None) -> Run:
     """Returns the stored run with the highest validation accuracy, for all data or those of one checksum.
+
+    A trial, which a cap on epochs shortened, is returned only where all runs are trials.
 
     Raises:
         UserError: There is none.
@@ -133,7 +174,7 @@ def best_run(settings: Settings, data_sha256: str | None = None) -> Run:
 def published_runs(settings: Settings) -> pd.DataFrame:
     """Returns the original study's runs; none if the workspace's classes are not its ten."""
     published, path = read_table(PUBLISHED_RESULTS), settings.data / "processed-overview.csv"
-    if path.exists() and set(read_table(path).category) != set(ENGLISH):
+    if path.exists() and set(read_table(path, ["category"]).category) != set(ENGLISH):
         return published.head(0)
     return published
 
@@ -150,35 +191,56 @@ def published_table(settings: Settings, measured: pd.DataFrame | None = None) ->
         of `results_table`, with the suffix `_measured` where both have them; then `difference` (measured minus
         published accuracy) with its 95 % interval, `difference_low` and `difference_high` (see `newcombe_interval`),
         and `agreement`: `not significantly different`, `significantly higher` or `significantly lower`, at a level of
-        0.05 divided by the number of runs compared (Bonferroni). Only trained runs on Animals-10, without random
-        weights and without a cap on epochs, are compared; for others it says why not. Where there are several runs,
-        such runs count first, and of these the one on the published split.
+        0.05 divided by the number of runs compared (Bonferroni). Only trained runs on Animals-10 are compared, without
+        random weights, without a cap on epochs, and configured as the catalogue says; for others it says why not, and
+        there is no difference. Where there are several runs, such runs count first, and of these the one on the
+        published split.
     """
     published, key = published_runs(settings).query(f"image_size == {settings.image_size}"), list(PUBLISHED_KEY)
-    none = published.head(0).reindex(columns=[*RESULT_COLUMNS, "significance", *EFFICIENCY])
     if measured is None:
-        measured = results_table(settings) if settings.results.exists() else none
-    order = {"capped": measured.epochs_cap.notna(), "untrained": measured.weights == "random"}
-    order |= {"elsewhere": measured.dataset != "animals10", "own": measured.split != "published"}
+        measured = results_table(settings) if settings.results.exists() else no_results()
+    measured = measured.reindex(columns=TABLE_COLUMNS)  # a column of one's own may bear any name
+    known = measured.set_index(key).index.isin(published.set_index(key).index)
+    measured = measured[known]
+    other = is_other(settings.root, measured)
+    order = {"other": other, "capped": measured.epochs_cap.notna()}
+    order |= {"untrained": measured.weights == "random", "elsewhere": measured.dataset != "animals10"}
+    order |= {"own": measured.split != "published"}
     preferred = measured.assign(**order).sort_values([*order, "time"], ascending=[False] * len(order) + [True])
-    measured = preferred.drop_duplicates(key, keep="last").drop(columns=[*order])
+    measured = preferred.drop_duplicates(key, keep="last")
     table = published.merge(measured, how="left", on=key, suffixes=("", "_measured"))
-    table["difference"] = table.accuracy_measured - table.accuracy
-    table[["difference_low", "difference_high", "agreement"]] = np.nan, np.nan, ""
+    table[["difference", "difference_low", "difference_high", "agreement"]] = np.nan, np.nan, np.nan, ""
     table.loc[table.epochs_cap.notna(), "agreement"] = "not compared: maximum epochs capped"
+    table.loc[table.other.eq(True), "agreement"] = "not compared: configured in another way"
     table.loc[table.epochs == 0, "agreement"] = "not compared: evaluated without training"
     table.loc[table.weights == "random", "agreement"] = "not compared: random weights"
-    elsewhere = table.dataset.ne("animals10")
-    table.loc[elsewhere, "agreement"] = "not compared: measured on " + table.dataset[elsewhere].astype("str")
-    table.loc[table.dataset.isna(), "agreement"] = "not measured"
+    elsewhere, names = table.dataset.ne("animals10"), table.dataset.fillna("unnamed data").astype("str")
+    table.loc[elsewhere, "agreement"] = "not compared: measured on " + names[elsewhere]
+    table.loc[table.run_id.isna(), "agreement"] = "not measured"
+    table = table.drop(columns=[*order])
     compared = table.index[table.agreement == ""]
     for row in compared:
         values = table.accuracy_measured[row], int(table.n_test[row]), table.accuracy[row], PUBLISHED_TEST_IMAGES
+        table.loc[row, "difference"] = table.accuracy_measured[row] - table.accuracy[row]
         table.loc[row, ["difference_low", "difference_high"]] = newcombe_interval(*values)
         low, high = newcombe_interval(*values, level=0.05 / len(compared))
         words = "significantly higher" if low > 0 else "significantly lower" if high < 0 else ""
         table.loc[row, "agreement"] = words or "not significantly different"
     return table
+
+
+def is_other(root: Path, rows: pd.DataFrame) -> pd.Series:
+    """Tells for each row of results whether its run was configured in another way than the catalogue's experiment.
+
+    Where a run's files are missing, nothing is known against it.
+
+    Args:
+        root: The workspace.
+        rows: Rows of `results.csv`.
+    """
+    runs = [run_of_row(root, str(row.model_id), str(row.run_id)) for row in rows.itertuples()]
+    found = [run.file("run.json").exists() and is_another_experiment(run) for run in runs]
+    return pd.Series(found, rows.index, bool)
 
 
 def newcombe_interval(first: float, n_first: int, second: float, n_second: int, level: float = 0.05) -> list[float]:

@@ -1,7 +1,9 @@
 """Stored runs: a folder per run, and collections of runs that are found by id or by experiment."""
 
 import difflib
-from collections import Counter
+import os
+import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 import pandas as pd
 
-from animals10.files import UserError, display_path, read_json, read_table
+from animals10.files import UserError, display_path, expand_user, read_json, read_table
 
 if TYPE_CHECKING:
     from animals10.experiments import Experiment
@@ -29,6 +31,26 @@ class RunKey(NamedTuple):
 RUN_FILES = ("model.keras", "history.csv", "predictions.csv")  # beside run.json
 STUDY = "study"  # folder of adopted runs, see `adoption`: all but the model
 EFFICIENCY = ("model_mb", "multiply_adds", "predict_ms", "batch_ms")  # see `efficiency.measure_efficiency`
+RESTORE_RUN = "restore it, or delete the run's folder"
+
+
+class Record(dict[str, Any]):
+    """The content of a `run.json`, or a part of it: a key that it lacks is a `UserError`."""
+
+    def __init__(self, path: Path, values: Any, name: str = "file"):
+        """Takes what the part `name` of the file `path` holds.
+
+        Raises:
+            UserError: It is no mapping.
+        """
+        if not isinstance(values, dict):
+            what = f"its {name} holds {type(values).__name__}, not a mapping"
+            raise UserError(f"{display_path(path)} is damaged ({what}): {RESTORE_RUN}.")
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{display_path(self.path)} cannot be read (KeyError: {key!r}): {RESTORE_RUN}.")
 
 
 @dataclass(frozen=True)
@@ -48,23 +70,46 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The content of `run.json`: `spec` (the full specification), `row` (of `results.csv`), checksums and more."""
-        return read_json(self.file("run.json"), "restore it, or delete the run's folder")
+        """The content of `run.json`: `spec` (the full specification), `row` (of `results.csv`), checksums and more.
+
+        Raises:
+            UserError: The run is not trained, or the file is missing or damaged.
+        """
+        path = self.file("run.json")
+        return Record(path, read_json(path, RESTORE_RUN))
 
     @property
     def row(self) -> dict[str, Any]:
-        """The run's row of `results.csv`."""
-        return self.record["row"]
+        """The run's row of `results.csv`.
+
+        Raises:
+            UserError: As for `record`.
+        """
+        record = self.record
+        row = Record(self.file("run.json"), record.get("row"), "row")
+        if "epochs_cap" not in row:  # of a version that did not record it
+            maximum = record.get("spec", {}).get("settings", {}).get("maximum_epochs", row.get("epochs"))
+            row["epochs_cap"] = None if maximum == row.get("epochs") else maximum
+        return row
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch: `epoch` (from 1), `accuracy`, `loss`, `val_accuracy`, `val_loss`."""
-        return read_table(self.file("history.csv"))
+        """One row per epoch: `epoch` (from 1), `accuracy`, `loss`, `val_accuracy`, `val_loss`.
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
+        columns = ("epoch", "accuracy", "loss", "val_accuracy", "val_loss")
+        return read_table(self.file("history.csv"), columns, RESTORE_RUN)
 
     @property
     def predictions(self) -> pd.DataFrame:
-        """One row per test image: `relpath`, `category`, `predicted`, `confidence`, and `p_<class>` per class."""
-        return read_table(self.file("predictions.csv"))
+        """One row per test image: `relpath`, `category`, `predicted`, `confidence`, and `p_<class>` per class.
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
+        return read_table(self.file("predictions.csv"), ("relpath", "category", "predicted"), RESTORE_RUN)
 
     @property
     def efficiency(self) -> dict[str, float]:
@@ -146,24 +191,26 @@ class Runs(Sequence[Run]):
 
     @property
     def best(self) -> Run:
-        """The run with the highest validation accuracy, the first of equals.
+        """The run with the highest validation accuracy, the first of equals; a trial (`epochs_cap`) if all are trials.
 
         Where no run was trained for an epoch, this is a run that is not trained, and its message says so.
         """
-        scores = [run.row["acc_val"] if run.path else None for run in self._runs]
-        highest = max((score for score in scores if score is not None), default=None)
-        none = Run("The best of these runs", why="none of them is.")
-        return none if highest is None else self._runs[scores.index(highest)]
+        rows = [(run, run.row) for run in self._runs if run.path]
+        rows = [(run, row) for run, row in rows if row["acc_val"] is not None]
+        best = max(rows, key=lambda pair: (pair[1]["epochs_cap"] is None, pair[1]["acc_val"]), default=None)
+        return best[0] if best else Run("The best of these runs", why="none of them is.")
 
 
-# What tells runs of one id apart, in the order in which it is used, and its words.
-_DIFFERENCES = {"epochs": "{} epochs", "learning_rate": "learning rate {:g}", "repetition": "repetition {}"}
-_DIFFERENCES |= {"image_size": "{} pixels", "weights": "weights {}", "dataset": "{}", "split": "{} split"}
+# What tells runs of one id apart, in the order in which it is used, and its words. All labels of trials name their cap.
+_DIFFERENCES = {"epochs": "{} epochs", "learning_rate": "learning rate {}", "repetition": "repetition {}"}
+_DIFFERENCES |= {"epochs_cap": "", "image_size": "{} pixels", "weights": "weights {}", "dataset": "{}"}
+_DIFFERENCES |= {"split": "{} split", "class_balance": "class balance {}", "batchsize": "batches of {}"}
+_DIFFERENCES |= {"params": "{:,} parameters", "trainable_params": "{:,} of them trained", "seed": "seed {}"}
 _DIFFERENCES |= {"run_id": "{}"}
 
 
 def run_labels(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[str]:
-    """Names runs so that no two names are equal: by id, and by what else tells those of one id apart.
+    """Names runs so that no two names are equal: by id, by what else tells those of one id apart, and by their cap.
 
     Args:
         rows: Rows of `results.csv`, with `model_id` and whatever of the other columns there is.
@@ -177,16 +224,27 @@ def run_labels(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[str]:
         namesakes = [other for other in records if other["model_id"] == row["model_id"]]
         parts = [str(row["model_id"])]
         for name, words in _DIFFERENCES.items():
-            if len(namesakes) > 1 and len({str(other.get(name)) for other in namesakes}) > 1:
-                parts.append(words.format(row.get(name)))
-                namesakes = [other for other in namesakes if str(other.get(name)) == str(row.get(name))]
-        labels.append(", ".join(parts))
-    seen: Counter[str] = Counter()
-    unique = []
-    for label in labels:  # the same run twice
-        seen[label] += 1
-        unique.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
-    return unique
+            values = [_in_words("{}", other.get(name)) for other in namesakes]
+            if len(set(values)) > 1:
+                mine = _in_words("{}", row.get(name))
+                parts.append(_in_words(words, row.get(name)))
+                namesakes = [other for other, value in zip(namesakes, values, strict=True) if value == mine]
+        if not pd.isna(cap := row.get("epochs_cap")):
+            parts.append(f"capped at {cap:.0f} epoch{'s' * (cap != 1)}")
+        labels.append(", ".join(filter(None, parts)))
+    unique: dict[str, None] = {}
+    for label in labels:  # the same run twice, or an id that looks like another's label
+        number, name = 1, label
+        while name in unique:
+            number, name = number + 1, f"{label} ({number + 1})"
+        unique[name] = None
+    return list(unique)
+
+
+def _in_words(words: str, value: Any) -> str:
+    """Puts a value into words; nothing if it is missing."""
+    is_whole = isinstance(value, float) and value.is_integer()  # in a table in which others are missing
+    return "" if pd.isna(value) else words.format(int(value) if is_whole else value)
 
 
 def run_of_row(root: Path, model_id: str, run_id: str) -> Run:
@@ -210,27 +268,36 @@ def stored_runs(root: Path) -> Runs:
     return Runs(sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:] if run.path else []))
 
 
+def is_called(id: str, name: str) -> bool:
+    """Tells whether an id is a name that was typed: letters with accents have several encodings in Unicode."""
+    return unicodedata.normalize("NFC", id) == unicodedata.normalize("NFC", name)
+
+
 def find_model(root: Path, name: str) -> Path:
     """Finds the `.keras` file of a model.
 
     Args:
         root: The workspace, whose finished runs lie in `models/`.
-        name: The path of a `.keras` file or of a run's folder, the name of such a folder in the workspace's `models/`,
-            or an id, which means the latest of its runs.
+        name: An id, which means the latest of its runs that no cap on epochs shortened; the name of a run's folder in
+            the workspace's `models/`; or the path of a `.keras` file or of a run's folder.
 
     Raises:
         UserError: There is none; the message names the nearest.
     """
-    given, models = Path(name).expanduser(), root / "models"
-    if name and given.is_file():
-        return given.resolve()
+    given, models = expand_user(name), root / "models"
     runs = stored_runs(root)
     folders = {run.path.name: run.path for run in runs if run.path}
-    latest = [folder for run, folder in zip(runs, folders, strict=True) if run.model_id == name] or [name]
-    folder = folders.get(latest[-1], given.resolve() if name else None)
-    if folder and (folder / "model.keras").is_file():
+    namesakes = [run for run in runs if is_called(run.model_id, name)]
+    chosen = ([run for run in namesakes if not _is_trial(run)] or namesakes or [Run(name)])[-1]
+    if len(namesakes) > 1 and chosen.path:
+        print(f"{len(namesakes)} runs are called {name}: {chosen.path.name} is used.", file=sys.stderr)
+    folder = chosen.path or folders.get(name)
+    if not folder and name and os.path.isfile(given):  # noqa: PTH113 - Path.is_file fails for a name that is too long
+        return given.resolve()
+    folder = folder or (given.resolve() if name else None)
+    if folder and os.path.isfile(folder / "model.keras"):  # noqa: PTH113
         return folder / "model.keras"
-    if folder and (folder / "run.json").is_file():
+    if folder and os.path.isfile(folder / "run.json"):  # noqa: PTH113
         raise UserError(f"{display_path(folder)} lacks its model.keras: restore it, or train that run again.")
     if given.suffix == ".keras":
         raise UserError(f"There is no file {name}.")
@@ -241,3 +308,11 @@ def find_model(root: Path, name: str) -> Path:
     nearest = difflib.get_close_matches(name, [*known, *folders], n=3, cutoff=0.3)
     there = f"the nearest are {', '.join(nearest)}" if nearest else f"there are {', '.join(known)}"
     raise UserError(f"{f'There is no model {name!r}' if name else 'No model is named'} {where}; {there}.")
+
+
+def _is_trial(run: Run) -> bool:
+    """Tells whether a cap on epochs shortened a run; not if its `run.json` cannot be read."""
+    try:
+        return run.row["epochs_cap"] is not None
+    except UserError:
+        return False

@@ -5,6 +5,7 @@ repository, so this module is needed only to draw them again. The same font and 
 """
 
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -37,8 +38,11 @@ def draw_sample(folder: Path, font_path: Path = FONT) -> None:
     """Draws all images of the sample into a folder, which is emptied first.
 
     Raises:
-        UserError: The font is not installed.
+        UserError: The font is not installed, or the folder holds other files than those of the sample.
     """
+    drawn = re.compile(rf"({'|'.join(GLYPHS)})-\d\d\.(jpe?g|png)")
+    if others := [path for path in folder.rglob("*") if path.is_file() and not drawn.fullmatch(path.name)]:
+        raise UserError(f"{folder} would be emptied, but holds {others[0].name}: choose another folder.")
     if not font_path.exists():
         raise UserError(f"There is no {font_path}: install Noto Color Emoji (Debian: fonts-noto-color-emoji).")
     font = ImageFont.truetype(font_path, GLYPH_SIZE)

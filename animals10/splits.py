@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from animals10.files import UserError, display_path, read_json, read_table, write_json, write_table
+from animals10.files import UserError, display_path, read_json, read_table, reading, write_json, write_table
 from animals10.layouts import in_words, readable
+from animals10.preprocessing import read_overview
 from animals10.quality import check_images
 from animals10.reference import data_share, is_complete, match_reference
 from animals10.settings import Settings
@@ -69,12 +70,9 @@ def load_splits(settings: Settings) -> Splits:
         UserError: Notebook 01 has not run, a class has too few images, or a table is damaged or does not match the
             images.
     """
-    overview_path = settings.data / "processed-overview.csv"
-    if not overview_path.exists():
-        raise UserError(f"There is no {display_path(overview_path)}: run 01-preprocessing.ipynb first.")
-    overview = read_table(overview_path)
+    overview = read_overview(settings)
     if set(overview.width) != {settings.image_size}:
-        path = display_path(overview_path)
+        path = display_path(settings.data / "processed-overview.csv")
         raise UserError(f"{path} is of another size than ANIMALS10_IMAGE_SIZE={settings.image_size}.")
     paths = {part: settings.data / f"{part}.csv" for part in PARTS}
     kind_path = settings.data / "split.json"
@@ -84,7 +82,10 @@ def load_splits(settings: Settings) -> Splits:
         tables = complete_split(settings, overview) if is_given else split_images(settings, overview)
         for part, table in tables.items():
             write_table(table, paths[part])
-    kind = read_json(kind_path)["kind"] if kind_path.exists() else "own"
+    kind = "own"
+    if kind_path.exists():
+        with reading(kind_path, "is damaged", START_OVER):
+            kind = read_json(kind_path, START_OVER)["kind"]
     if kind not in ("own", "given" if is_given else settings.split):
         found = "the images came with one" if is_given else f"ANIMALS10_SPLIT is {settings.split!r}"
         raise UserError(f"The split in {display_path(settings.data)} is {kind!r}, but {found}: {START_OVER}.")
@@ -171,7 +172,7 @@ def _came_with_split(settings: Settings) -> bool:
     path = settings.data / "overview.csv"
     if not path.exists():
         return False
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with reading(path, "is not a csv table"), path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         return "part" in next(csv.reader(file), ())
 
 

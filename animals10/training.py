@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import filelock
 
-from animals10.csv_append import append_row
+from animals10.csv_append import append_row, check_table
 from animals10.execution import Job, execute
 from animals10.experiments import Experiment
-from animals10.files import UserError, one_line
+from animals10.files import UserError, one_line, user_facing_os_errors
 from animals10.results import RESULT_COLUMNS
 from animals10.runs import Run, Runs
 from animals10.settings import Settings
@@ -49,14 +49,17 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
         A run for each experiment, in their order.
 
     Raises:
-        UserError: Two different experiments have the same name, or some failed; the message says which and why.
+        UserError: Two different experiments have the same name, `results.csv` is no such table, or some experiments
+            failed; the message says which and why.
     """
     experiments = list(experiments)
     workspace = Workspace(settings)
     tasks = plan(workspace, experiments)
     waiting = [task for task in tasks if task.will_train]
+    if waiting:
+        check_table(settings.results, RESULT_COLUMNS)  # before hours are spent
     runs: dict[str, Run] = {}
-    failures: dict[str, str] = {}
+    failures: list[str] = []
     for task in tasks:
         prefix = f"[{waiting.index(task) + 1}/{len(waiting)}] " if task in waiting and len(waiting) > 1 else ""
         try:
@@ -67,7 +70,7 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
             if not isinstance(error, UserError):
                 traceback.print_exception(error)
             reason = str(error) if isinstance(error, UserError) else one_line(error)
-            failures[task.experiment.label] = reason
+            failures.append(f"{task.experiment.label}: {reason}")
             runs[task.digest] = Run(task.experiment.id, why=f"it failed: {reason}")
     left_out = [task.experiment for task in tasks if task.requested and runs[task.digest].path is None]
     if left_out := [experiment for experiment in left_out if not workspace.is_selected(experiment)]:
@@ -76,8 +79,7 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
         words = "Not measured" if settings.publish else "Left out by ANIMALS10_ONLY and not trained"
         print(f"{words}: {', '.join(names)}.")
     if failures:
-        reasons = "; ".join(f"{label}: {reason}" for label, reason in failures.items())
-        raise UserError(f"{len(failures)} experiments failed, the others are stored. {reasons}")
+        raise UserError(f"{len(failures)} experiments failed, the others are stored. {'; '.join(failures)}")
     return Runs([runs[workspace.digest(experiment)] for experiment in experiments], experiments)
 
 
@@ -164,7 +166,10 @@ def run_task(workspace: Workspace, task: Task, runs: Mapping[str, Run], prefix: 
     if experiment.parent is not None and start is None:
         parent = runs.get(workspace.digest(experiment.parent)) if isinstance(experiment.parent, Experiment) else None
         raise workspace.missing_parent(experiment, parent.why if parent else "it is not stored.")
-    with filelock.FileLock(settings.models / f".{task.digest}.lock"):  # two processes must not train the same run
+    lock = filelock.FileLock(settings.models / f".{task.digest}.lock")  # two processes must not train the same run
+    with user_facing_os_errors(settings.models):
+        locked = lock.acquire()
+    with locked:
         if workspace.is_current(experiment) and not task.forced:  # another process has just trained it
             return _stored_run(workspace, task)
         context = workspace.context(experiment)

@@ -15,8 +15,8 @@ from animals10.evaluation import metrics, predict_table
 from animals10.files import UserError, display_path, file_sha256
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
-from animals10.results import RESULT_COLUMNS, results_table
-from animals10.runs import Run, stored_runs
+from animals10.results import RESULT_COLUMNS, read_results
+from animals10.runs import Run, is_called, stored_runs
 from animals10.settings import Settings
 from animals10.splits import load_splits
 
@@ -36,22 +36,29 @@ def verify_runs(settings: Settings, names: Sequence[str] = ()) -> int:
         The number of runs that failed.
 
     Raises:
-        UserError: There is no such run, or no results.csv.
+        UserError: There is no such run, or results.csv is missing or cannot be read.
     """
-    runs = [
-        run
-        for run in stored_runs(settings.root)
-        if not names or run.model_id in names or (run.path and run.path.name in names)
-    ]
-    if not runs:
-        raise UserError(f"There is no such run in {display_path(settings.models)}: its folders show what there is.")
-    rows, failed = results_table(settings), 0
+    stored = stored_runs(settings.root)
+    runs = [run for run in stored if not names or any(_is_named(run, name) for name in names)]
+    unknown = [name for name in names if not any(_is_named(run, name) for run in runs)]
+    if unknown or not runs:
+        where, words = display_path(settings.models), f": {', '.join(unknown)}" * bool(unknown)
+        raise UserError(f"There is no such run in {where}{words}. Its folders show what there is.")
+    rows, failed = read_results(settings.results), 0
     for run in runs:
-        problems = find_problems(settings, run, rows)
+        try:
+            problems = find_problems(settings, run, rows)
+        except UserError as error:  # a file cannot be read
+            problems = [str(error)]
         failed += bool(problems)
         print(f"{run.path.name if run.path else run.model_id}: {'; '.join(problems) or 'verified'}", flush=True)
     print(f"{len(runs)} runs verified, {failed} of them failed")
     return failed
+
+
+def _is_named(run: Run, name: str) -> bool:
+    """Tells whether a name is a run's id or that of its folder."""
+    return is_called(run.model_id, name) or (run.path is not None and run.path.name == name)
 
 
 def find_problems(settings: Settings, run: Run, rows: pd.DataFrame) -> list[str]:
@@ -60,10 +67,13 @@ def find_problems(settings: Settings, run: Run, rows: pd.DataFrame) -> list[str]
     Args:
         settings: The settings.
         run: The run.
-        rows: `results.csv`, see `results.results_table`.
+        rows: `results.csv`, see `results.read_results`.
 
     Returns:
         Its problems, one line each; empty if there are none.
+
+    Raises:
+        UserError: A file of the run, or of the workspace's images, cannot be read.
     """
     record = run.record
     changed = [
@@ -89,10 +99,7 @@ def _prediction_problems(settings: Settings, run: Run) -> list[str]:
     splits = load_splits(settings)
     if splits.sha256 != run.row["data_sha256"]:
         return ["it was evaluated on other images or splits than the workspace holds now"]
-    try:
-        model, class_names = load_model(run.file("model.keras"))
-    except UserError as error:
-        return [str(error)]
+    model, class_names = load_model(run.file("model.keras"))
     with damaged_images_named(settings, splits.test):
         predictions = predict_table(model, batches(settings, splits.test), splits.test, class_names)
     columns = [f"p_{name}" for name in class_names]
@@ -118,10 +125,5 @@ def rebuild_results(settings: Settings) -> tuple[int, int]:
 
 def _stored_rows(settings: Settings) -> Iterator[dict[str, Any]]:
     for run in stored_runs(settings.root):
-        try:
-            row = run.row
-            yield {"run_id": row["run_id"], "time": row["time"]} | row
-        except (KeyError, TypeError) as error:
-            what = f"{type(error).__name__}: {error}"
-            path = run.file("run.json")
-            raise UserError(f"{path} is damaged ({what}): delete the run's folder, or restore it.") from None
+        row = run.row
+        yield {"run_id": row["run_id"], "time": row["time"], **row}

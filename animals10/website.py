@@ -10,13 +10,13 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import nbformat
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 
-from animals10.files import REPOSITORY, atomic_write, display_path, user_facing_os_errors
-from animals10.readme import README, repository_settings
+from animals10.files import REPOSITORY, atomic_write, display_path, reading, refuse_to_replace, user_facing_os_errors
+from animals10.notebooks import read_notebook
+from animals10.readme import FIGURE_MARK, README, repository_settings
 from animals10.report import load_template, render
 from animals10.settings import NOTEBOOKS
 
@@ -32,7 +32,8 @@ SOURCES = {
     "docs/usage.md": "commands, settings, experiments of your own",
     "docs/design.md": "data flow, identity of a run, reproducibility, columns of results.csv",
 }
-COPIES = ("results.csv", "data/results.svg")
+COPIES = {"results.csv": "model_id", "data/results.svg": FIGURE_MARK}  # and what each has among its first bytes
+MARK = 'name="generator" content="animals10"'  # of each page
 CODE_STYLES = {"light": "vs", "dark": "github-dark"}  # of Pygments
 
 
@@ -40,18 +41,20 @@ def write_site(folder: Path = SITE, repository_url: str = "") -> None:
     """Writes the site and prints where it is and how large.
 
     Args:
-        folder: The folder to write; files of the same names are replaced.
+        folder: The folder to write; pages of an earlier site are replaced.
         repository_url: The address of the repository on GitHub, to which links to its other files lead. Without it they
             are plain text.
 
     Raises:
-        UserError: There are no results, one cannot be read, or a file cannot be written.
+        UserError: There are no results, one cannot be read, a file cannot be written, or one of its name is there that
+            this function did not write.
     """
     contents = {path: _content(path, repository_url) for path in SOURCES}
     titles = {path: _title(content) for path, content in contents.items()}
     entries = [{"page": _page(path), "title": titles[path], "about": about} for path, about in SOURCES.items()]
     styles = {name: HtmlFormatter(style=style).get_style_defs(".highlight") for name, style in CODE_STYLES.items()}
-    introduction = README.read_text(encoding="utf-8").partition("\n## ")[0]
+    with reading(README, "cannot be read"):
+        introduction = README.read_text(encoding="utf-8").partition("\n## ")[0]
     contents[README.name] = markdown_to_html(introduction, README.name, repository_url)
     template = load_template("site.html.j2")
     pages = {"report.html": render(repository_settings(), home="index.html")}
@@ -66,11 +69,13 @@ def write_site(folder: Path = SITE, repository_url: str = "") -> None:
             code_styles=styles,
             repository_url=repository_url,
         )
+    for name, mark in (dict.fromkeys(pages, MARK) | COPIES).items():
+        refuse_to_replace(folder / name, mark, "make site")
     for name, text in pages.items():
         with atomic_write(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     for name in COPIES:
-        with user_facing_os_errors(folder / name):
+        with reading(REPOSITORY / name, "cannot be read"), user_facing_os_errors(folder / name):
             shutil.copyfile(REPOSITORY / name, folder / name)
     size = sum((folder / name).stat().st_size for name in (*pages, *COPIES))
     print(f"{display_path(folder.resolve())}: {len(pages)} pages, {size / 1e6:.1f} MB; open index.html")
@@ -89,9 +94,9 @@ def _title(content: str) -> str:
 
 def _content(path: str, repository_url: str) -> str:
     """Returns a notebook or a Markdown file of the repository as HTML."""
-    text = (REPOSITORY / path).read_text(encoding="utf-8")
     if path.endswith(".md"):
-        return markdown_to_html(text, path, repository_url)
+        with reading(REPOSITORY / path, "cannot be read"):
+            return markdown_to_html((REPOSITORY / path).read_text(encoding="utf-8"), path, repository_url)
     # The template `basic` writes the alternative texts of figures and no address of any script.
     exporter = HTMLExporter(
         template_name="basic",
@@ -99,7 +104,7 @@ def _content(path: str, repository_url: str) -> str:
         exclude_output_prompt=True,
         filters={"markdown2html": lambda source: markdown_to_html(source, path, repository_url)},
     )
-    return exporter.from_notebook_node(nbformat.reads(text, as_version=4))[0]
+    return exporter.from_notebook_node(read_notebook(REPOSITORY / path))[0]
 
 
 def markdown_to_html(text: str, path: str, repository_url: str = "") -> str:

@@ -1,5 +1,8 @@
 """Experiments in one workspace: what identifies their runs, and which of them are finished."""
 
+import re
+import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,7 @@ import keras
 from animals10.augmentation import AUGMENTATION_VERSION
 from animals10.environment import configure_device
 from animals10.experiments import Experiment, digest
-from animals10.files import UserError, file_sha256
+from animals10.files import UserError, file_sha256, user_facing_os_errors
 from animals10.images import preprocessing_contract
 from animals10.runs import Run
 from animals10.settings import Settings
@@ -28,7 +31,8 @@ class Workspace:
         """Reads the splits and sets the compute precision of this machine."""
         self.settings, self.splits = settings, load_splits(settings)
         configure_device(settings.deterministic)
-        settings.models.mkdir(parents=True, exist_ok=True)
+        with user_facing_os_errors(settings.models):
+            settings.models.mkdir(parents=True, exist_ok=True)
         self._digests: dict[Experiment, str] = {}
         self._file_sha256 = cache(file_sha256)  # of weights files, which many experiments share
 
@@ -85,7 +89,7 @@ class Workspace:
     def is_selected(self, experiment: Experiment) -> bool:
         """Tells whether `ANIMALS10_ONLY` and `ANIMALS10_PUBLISH` let an experiment be trained."""
         only, publish = self.settings.only, self.settings.publish
-        return not publish and (not only or experiment.id in only)
+        return not publish and (not only or is_listed(only, experiment.id))
 
     def is_current(self, experiment: Experiment) -> bool:
         """Tells whether an experiment is finished, and started from the weights that its parent has now."""
@@ -103,3 +107,18 @@ class Workspace:
         assert isinstance(parent, Experiment)
         advice = "" if self.is_selected(parent) else f" Add {parent.id} to ANIMALS10_ONLY."
         return UserError(f"{experiment.id} is initialised from {parent.id}, which is not trained: {reason}{advice}")
+
+
+def is_listed(ids: Sequence[str], id: str) -> bool:
+    """Tells whether `ANIMALS10_ONLY` names an id, also where the setting was split at the commas and blanks of the id.
+
+    Letters with accents have several encodings in Unicode: they count as equal.
+
+    Args:
+        ids: What the setting holds.
+        id: The id.
+    """
+    names, id = [unicodedata.normalize("NFC", one) for one in ids], unicodedata.normalize("NFC", id)
+    parts = [part for part in re.split(r"[\s,]+", id) if part]
+    sequences = [names[start : start + len(parts)] for start in range(len(names))]
+    return id in names or (len(parts) > 1 and parts in sequences)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from animals10.files import UserError
+from animals10.files import UserError, refuse_to_replace
 from animals10.inference import classify_files
 from animals10.settings import Settings
 
@@ -29,6 +29,10 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not Unicode
     options = {"top": arguments.top, "csv_path": arguments.csv, "json_path": arguments.json}
     try:
+        if arguments.csv:
+            refuse_to_replace(arguments.csv, "path,predicted,confidence,reason", "make classify")
+        if arguments.json:
+            refuse_to_replace(arguments.json, '{\n "model": "', "make classify")
         failed = classify_files(Settings.from_environment(), arguments.model, arguments.images, **options)
     except UserError as error:
         print(error, file=sys.stderr)

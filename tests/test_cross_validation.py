@@ -103,6 +103,13 @@ def test_configurations_are_trained_and_evaluated_on_all_folds(prepared, capsys)
     again = cv.compare_configurations(prepared, configurations, n_folds=3, repetitions=1)
     pd.testing.assert_frame_equal(again, table)
     assert len(aux.stored_runs(workspace.root)) == 2  # nothing was trained again
+    # What is compared later neither replaces other rows, nor does a trial replace full runs.
+    trial = prepared.model_copy(update={"max_epochs": 1})
+    cv.compare_configurations(trial, configurations[2:], n_folds=3, repetitions=1)
+    stored = aux.read_table(prepared.root / "cross-validation.csv")
+    assert stored.value_counts(["configuration", "epochs_cap"], dropna=False).to_list() == [3] * 4 and len(stored) == 12
+    with pytest.raises(aux.UserError, match="Two configurations are called 'slow'"):
+        cv.compare_configurations(prepared, configurations[2:] * 2)
 
 
 @pytest.mark.parametrize(("configurations", "n_folds", "said"), [((), 5, "Nothing"), (cv.ingredients(), 2, "2 folds")])

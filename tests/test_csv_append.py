@@ -5,7 +5,7 @@ import os
 import pytest
 
 from animals10 import csv_append
-from animals10.csv_append import append_row, rebuild_rows
+from animals10.csv_append import append_row, check_table, rebuild_rows
 from animals10.files import UserError
 from animals10.stress import append_together
 
@@ -85,6 +85,15 @@ def test_what_is_not_a_table_of_results_is_refused_untouched(table, text):
     with pytest.raises(UserError, match="move the file away") as error:
         append_row(table, row(3), COLUMNS)
     assert table.read_text() == text and "\n" not in str(error.value)
+
+
+def test_a_table_with_semicolons_is_named_as_such_before_and_when_a_row_is_appended(table):
+    table.write_text(table.read_text().replace(",", ";"))
+    before = table.read_bytes()
+    for call in (lambda: check_table(table, COLUMNS), lambda: append_row(table, row(3), COLUMNS)):
+        with pytest.raises(UserError, match=r"has semicolons between its values: save it as csv with commas"):
+            call()
+    assert table.read_bytes() == before
 
 
 def test_eight_processes_append_a_hundred_rows_each(tmp_path):

@@ -10,7 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
-from animals10.demo import titled_models
+from animals10.demo import predict_file, titled_models
 from animals10.files import REPOSITORY
 
 pytest.importorskip("nicegui", reason="the demo page is not tested: run `make extras`")
@@ -48,6 +48,18 @@ def test_models_are_offered_by_validation_accuracy(tmp_path):
     assert [title.split(":")[0] for title in titles] == ["b, repetition 1", "b, repetition 2", "a", "c"]
     assert "validation accuracy 80.0 %, test accuracy 60.0 % (5 images of mini)" in titles[0]
     assert "c: not trained, test accuracy 100.0 %" in titles[3]
+
+
+def test_a_model_that_is_missing_is_marked_and_said(prepared):
+    tiny = aux.CNN((4,), (4,), (4,), (0.0,))
+    gone, there = aux.train_all(
+        prepared, [aux.Experiment(name, tiny, aux.Training(1e-2, 1)) for name in ("gone", "there")]
+    )
+    gone.file("model.keras").unlink()
+    first, last = titled_models(prepared).items()
+    assert first[0].startswith("there: ") and last[0].endswith(", its model is missing")
+    top, _, _, message = predict_file(prepared.raw / "red" / "red 00.jpeg", "a", last[1], with_grad_cam=False)
+    assert top == [] and "model.keras is missing" in message and there.path
 
 
 def test_a_visitor_drops_images_and_chooses_a_model(served, browser, draw, tmp_path):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -43,3 +44,14 @@ def test_all_stored_runs_are_measured(prepared, capsys):
     # 30² positions of 4 filters of 27; 15 · 15 · 4 values to 8 units; 8 to 3 classes
     assert found["multiply_adds"] == pytest.approx((30**2 * 4 * 27 + 900 * 8 + 24) / 1e6, abs=1e-3)
     assert not list(run.path.glob(".*")) and capsys.readouterr().out.splitlines()[1].startswith("tiny ")
+
+
+def test_a_run_that_cannot_be_measured_does_not_keep_the_others(prepared, capsys):
+    tiny = aux.Experiment("tiny", aux.CNN((4,), (2,), (8,)), aux.Training(1e-2, epochs=0))
+    runs = aux.train_all(prepared, [tiny, dataclasses.replace(tiny, repetition=2)])
+    runs[0].file("model.keras").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(aux.UserError, match=r"1 of 2 runs could not be measured\. .*pointer of Git LFS"):
+        measure_all(prepared, rounds=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert not runs[0].efficiency and runs[1].efficiency
+    assert [line.split("  ")[0] for line in lines[-3:-1]][1] == "tiny, repetition 2"

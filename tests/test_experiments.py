@@ -119,6 +119,14 @@ def test_a_repetition_starts_from_the_same_repetition_of_its_parent():
         ({"id": "a/b"}, "'a/b' holds '/'"),
         ({"id": "  "}, "1 to 200 bytes"),
         ({"id": ".hidden"}, "begins with a dot"),
+        ({"id": "a\nb"}, r"holds '\\n'"),
+        ({"id": "a\udcff"}, r"holds '\\udcff'"),  # of a file name that is no UTF-8
+        ({"id": "v1."}, "ends with a dot"),
+        ({"id": "a "}, "begins or ends with a blank"),
+        ({"id": "-x"}, "begins with a dash"),
+        ({"id": "Con.v2"}, "the name of a device of Windows"),
+        ({"id": "LPT1"}, "the name of a device of Windows"),
+        ({"id": "网" * 67}, "1 to 200 bytes; .* has 201"),
         ({"id": "x" * 201}, "has 201"),
         ({"repetition": 0}, "repetition must be 1 or more"),
         ({"initial_epoch": 9}, "initial_epoch"),
@@ -141,6 +149,11 @@ def test_an_impossible_experiment_is_one_clear_line(values, message):
     for wrong in ({"class_balance": "all"}, {"schedule": "linear"}, {"label_smoothing": 1}, {"optimizer": "adamm"}):
         with pytest.raises(aux.UserError, match="allowed is"):
             aux.Training(1e-3, 5, **wrong)
+
+
+@pytest.mark.parametrize("id", ["a", "é.2", "a, b", "it's", "[x]", "conv", "com", "con-v2", "v1.con", "网" * 66, "🐶"])
+def test_what_can_be_a_file_name_can_be_an_id(id):
+    assert aux.Experiment(id, aux.CNN((8,), (2,)), aux.Training(1e-3, 5)).id == id
 
 
 # ── Catalogue ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -71,6 +71,19 @@ def test_exported_models_agree_with_keras_and_say_how_to_use_them(extras, prepar
     assert "model.onnx" not in names_in(folder) and not [name for name in names_in(folder) if name.startswith(".")]
 
 
+def test_a_file_of_ones_own_is_not_replaced(extras, tmp_path, capfd):
+    path, settings = tmp_path / "mine.keras", aux.Settings(root=tmp_path / "empty", raw=tmp_path)
+    aux.save_model(aux.CNN((4,), (4,), (8,), (0.1,)).build(2, 32), path, ("a", "b"))
+    own = settings.root / "exports" / "mine" / "model.tflite"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    assert export_model(settings, str(path), rounds=1) == 1 and own.read_text() == "mine"
+    assert "model.tflite was not written by make export: move it away." in capfd.readouterr().out
+    (tmp_path / "run.json").write_text("[]")  # beside the model, but of no run
+    own.unlink()
+    assert export_model(settings, str(path), rounds=1) == 0 == export_model(settings, str(path), rounds=1)
+
+
 def test_limits():
     found = {"n": 100, "largest_difference": 1e-3, "top1_agreement": 100, "accuracy": 0.9, "keras_accuracy": 0.9}
     assert reason_to_reject(found) == ""
@@ -104,7 +117,7 @@ def test_one_clear_line_for_what_is_missing(settings, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(aux.UserError, match=r"FORMAT=litert needs ai-edge-litert, .*: run `make extras`"):
         export_model(settings, "any")
-    with pytest.raises(aux.UserError, match=r"damaged\.keras cannot be loaded \(File is not a zip file"):
+    with pytest.raises(aux.UserError, match=r"damaged\.keras cannot be loaded \(it is empty\)"):
         load_source(settings, str(tmp_path / "damaged.keras"))
 
 

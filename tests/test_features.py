@@ -96,7 +96,24 @@ def test_features_are_computed_once_and_an_interrupted_computation_resumes(tmp_p
     assert starts == [0, 6, 0, 0]  # another key is another cache
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "other key", "removed"])
+@pytest.mark.parametrize("damage", ["a word", "no arrays"])
+def test_a_damaged_beginning_of_a_cache_is_begun_anew(tmp_path, damage):
+    with pytest.raises(ZeroDivisionError):
+        make(tmp_path, lambda start: 1 // 0)
+    (work,) = tmp_path.glob(".cache-*[!k]")
+    if damage == "a word":
+        (work / "progress").write_text("half")
+    else:
+        (work / "split.npy").write_bytes(b"")
+    assert make(tmp_path)["split"][:, 0].tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
+
+
+def test_a_network_may_be_called_as_in_a_hub(tmp_path):
+    features.cached_features(tmp_path, "timm/tiny", {}, SHAPES, "float16", 10, compute)
+    assert [path.name.rpartition("-")[0] for path in tmp_path.glob("[!.]*")] == ["timm_tiny"]
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "other key", "removed", "no mapping", "no array"])
 def test_a_damaged_cache_is_not_used(tmp_path, capsys, damage):
     make(tmp_path)
     (path,) = tmp_path.glob("cache-*/split.npy")
@@ -107,6 +124,10 @@ def test_a_damaged_cache_is_not_used(tmp_path, capsys, damage):
         key.write_text(json.dumps(json.loads(key.read_text()) | {"key": "other"}))
     elif damage == "removed":
         path.unlink()
+    elif damage == "no mapping":
+        key.write_text("[]")
+    elif damage == "no array":
+        path.write_bytes(b"")
     else:
         path.write_bytes(data if damage == "flipped bit" else data[:-4])
     features._is_complete.cache_clear()  # as in a new process

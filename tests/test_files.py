@@ -1,13 +1,16 @@
+import gzip
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pandas as pd
 import psutil
 import pytest
 
+from animals10.backbones import find_backbone
 from animals10.csv_append import append_row
 from animals10.files import (
     REPOSITORY,
@@ -16,22 +19,111 @@ from animals10.files import (
     display_path,
     read_json,
     read_table,
+    refuse_to_replace,
     remove_stale_temporary_files,
     write_json,
     write_table,
 )
+from animals10.models import load_model
+from animals10.notebooks import read_notebook
 from animals10.preprocessing import resize_images
+from animals10.sample import draw_sample
 
 COLUMNS = ("time", "model_id", "run_id")
+PIXELS = keras.Input((32, 32, 3))
 ROW = {"time": "t", "model_id": "m", "run_id": "1"}
 
 
 def test_what_is_not_a_csv_table_is_refused_with_one_line(tmp_path):
-    for text in ("", "a,b\n1,2\n1,2,3\n"):
+    for text in ("", "a,b\n1,2\n1,2,3\n", "a,b\n1,2,3\n3,4,5\n"):
         (tmp_path / "table.csv").write_text(text)
         with pytest.raises(UserError, match="is not a csv table") as error:
             read_table(tmp_path / "table.csv")
         assert "\n" not in str(error.value)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+FOUND = {
+    "a pointer of Git LFS": LFS,
+    "a pointer of git-annex": b"/annex/objects/SHA256E-s1--0.csv\n",
+    "a web page": b"<!DOCTYPE html><title>Sign in</title>",
+    "text in UTF-16": "a,b\n1,2\n".encode("utf-16"),
+    "it is empty": b"",
+    "it holds zeros": b"\0" * 100,
+    "is missing": None,
+    "a link to a file that is missing": "link",
+    "it is a folder": "folder",
+}
+
+
+@pytest.mark.parametrize("what", FOUND)
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_table,
+        read_json,
+        load_model,
+        read_notebook,
+        lambda path: find_backbone("MobileNetV2").build(PIXELS, str(path)),
+    ],
+    ids=["table", "json", "model", "notebook", "weights"],
+)
+def test_what_lies_in_place_of_a_file_is_said_in_one_line(tmp_path, read, what):
+    content, path = FOUND[what], tmp_path / "file.weights.h5"
+    if content == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=what) as error:
+        read(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_table_of_a_spreadsheet_is_named_as_such(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("a;b\n1,5;2\n")
+    with pytest.raises(UserError, match="has semicolons between its values: save it as csv with commas"):
+        read_table(path)
+    path.write_text("a\tb\n1\t2\n")
+    with pytest.raises(UserError, match="has tabs between its values"):
+        read_table(path)
+    path.write_bytes(b"PK\x03\x04" + b"x" * 50)
+    with pytest.raises(UserError, match="is a spreadsheet under the name of a csv table"):
+        read_table(path)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="is not a csv table with the column c"):
+        read_table(path, ["a", "c"])
+
+
+def test_a_damaged_table_in_gzip_is_one_line(tmp_path):
+    path = tmp_path / "table.csv.gz"
+    packed = gzip.compress(b"a,b\n" + b"1,2\n" * 1000)
+    for damaged in (packed[: len(packed) // 2], packed[:20] + b"?" + packed[21:], b"a,b\n1,2\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"table\.csv\.gz is not a csv table \(") as error:
+            read_table(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_command_never_replaces_a_file_that_it_did_not_write(tmp_path):
+    path = tmp_path / "page.html"
+    refuse_to_replace(path, "<title>mine", "make page")  # there is none
+    path.write_text("<title>mine</title>")
+    refuse_to_replace(path, "<title>mine", "make page")
+    path.write_text("<title>yours</title>")
+    with pytest.raises(UserError, match=r"page\.html was not written by make page: move it away"):
+        refuse_to_replace(path, "<title>mine", "make page")
+
+
+def test_a_folder_of_ones_own_is_not_emptied_for_the_sample(tmp_path):
+    (tmp_path / "cane").mkdir()
+    for name in ("cane-00.jpeg", "my dog.jpeg"):
+        (tmp_path / "cane" / name).touch()
+    with pytest.raises(UserError, match=r"would be emptied, but holds my dog\.jpeg"):
+        draw_sample(tmp_path)
+    assert len(list(tmp_path.glob("*/*"))) == 2
 
 
 def test_json_survives_a_round_trip_and_damage_is_one_line(tmp_path):

@@ -62,12 +62,90 @@ def test_two_classes_of_any_name_go_through_all_notebooks(tmp_path, draw):
         assert shown.count(f"'alt': '{figure}") == 2
 
 
+# ── Executed copies ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+NAME = aux.NOTEBOOKS[0]
+
+
+def write_notebook(path: Path, *cells: str, **metadata) -> Path:
+    own = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
+    own.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    own.metadata |= metadata
+    nbformat.write(own, path)
+    return path
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A workspace beside a repository whose first notebook is small; braces are no parameters of papermill."""
+    repository, root = tmp_path / "repository {a}", tmp_path / "root {b}"
+    for folder in (repository, root):
+        folder.mkdir()
+    write_notebook(repository / NAME, "print(1)")
+    monkeypatch.setattr(notebooks, "REPOSITORY", repository)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    return aux.Settings(root=root, raw=root)
+
+
+def test_an_untouched_copy_is_replaced_and_whatever_is_ones_own_is_kept(workspace):
+    target = workspace.root / NAME
+    for _ in range(2):
+        notebooks.run_notebooks(workspace, names=[NAME])
+    assert nbformat.read(target, as_version=4).cells[0].outputs[0].text == "1\n"
+    assert [path.name for path in workspace.root.iterdir()] == [NAME]
+    changed = nbformat.read(target, as_version=4)
+    changed.cells.append(nbformat.v4.new_markdown_cell("a note of mine"))
+    nbformat.write(changed, target)
+    for write in (lambda: None, lambda: write_notebook(target, "mine = 1"), lambda: target.write_text("{")):
+        write()
+        before = target.read_bytes()
+        with pytest.raises(aux.UserError, match=r"01-preprocessing\.ipynb is (a notebook of your own|not a notebook)"):
+            notebooks.run_notebooks(workspace, names=[NAME])
+        assert target.read_bytes() == before
+
+
+def test_a_copy_of_an_older_version_is_replaced_or_kept_under_another_name(workspace, capsys):
+    source, target = notebooks.REPOSITORY / NAME, workspace.root / NAME
+    write_notebook(target, "print(1)", papermill={})
+    notebooks.make_room(target, source)
+    assert target.exists() and not capsys.readouterr().err
+    write_notebook(target, "print(1)", "print('a cell of mine')", papermill={})
+    before = target.read_bytes()
+    notebooks.make_room(target, source)
+    (kept,) = workspace.root.iterdir()
+    assert kept.name.endswith(".bak") and kept.read_bytes() == before and kept.name in capsys.readouterr().err
+
+
+def test_a_notebook_that_was_edited_while_it_ran_is_not_overwritten(tmp_path):
+    source, copy = write_notebook(tmp_path / "source.ipynb", "1"), write_notebook(tmp_path / "copy.ipynb", "1")
+    notebooks.store_published(copy, source)
+    write_notebook(source, "1", "2")
+    with pytest.raises(aux.UserError, match="was edited while it was executed"):
+        notebooks.store_published(copy, source)
+    assert len(nbformat.read(source, as_version=4).cells) == 2
+
+
+def test_a_kernel_that_is_killed_is_one_line_that_says_what_probably_happened(workspace):
+    write_notebook(notebooks.REPOSITORY / NAME, "1", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "2")
+    with pytest.raises(aux.UserError, match=r"cell 2: the kernel ended .* the memory ran out") as error:
+        notebooks.run_notebooks(workspace, names=[NAME])
+    assert "\n" not in str(error.value) and (workspace.root / NAME).exists()
+    write_notebook(notebooks.REPOSITORY / NAME, "raise ValueError('one line\\nand another')")
+    with pytest.raises(aux.UserError, match=r"cell 1 \(In \[1\]\): ValueError: one line$"):
+        notebooks.run_notebooks(workspace, names=[NAME])  # the copy of before was nobody's
+
+
 def test_paths_reach_the_kernels_as_absolute_ones(tmp_path, monkeypatch):
     for name in ("ROOT", "RAW", "WEIGHTS"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"ANIMALS10_{name}", name)
     seen = {}
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: seen.update(os.environ))
+
+    def execute(source, target, **options):
+        seen.update(os.environ)
+        write_notebook(Path(target))
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.chdir(tmp_path)  # kernels start in the repository
     notebooks.run_notebooks(aux.Settings.from_environment())
@@ -92,11 +170,9 @@ OWN_IDS = ["mine_0.001", "mine_0.01", "timed", "timed too", "batches of 8", "bat
 
 
 def test_a_notebook_of_ones_own_trains_in_loops_magics_and_functions(prepared, tmp_path, monkeypatch):
-    own = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in OWN_CELLS])
-    own.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     folder = tmp_path / "elsewhere"  # not in the repository: the package is installed
     folder.mkdir()
-    nbformat.write(own, folder / "own.ipynb")
+    write_notebook(folder / "own.ipynb", *OWN_CELLS)
     for name in ("root", "raw", "image_size", "weights"):
         monkeypatch.setenv(f"ANIMALS10_{name.upper()}", str(getattr(prepared, name)))
     papermill.execute_notebook(folder / "own.ipynb", folder / "done.ipynb", cwd=folder, progress_bar=False)
@@ -111,7 +187,7 @@ def test_a_notebook_of_ones_own_trains_in_loops_magics_and_functions(prepared, t
 def test_cells_of_ones_own_in_a_notebook_of_the_study_disturb_no_training(prepared, tmp_path, monkeypatch, capsys):
     for name in aux.NOTEBOOKS:
         text = "%time aux.train(settings, mine)\nfor rate in rates:\n    aux.train(settings, !broken\n'own_id'"
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text)]), tmp_path / name)
+        write_notebook(tmp_path / name, text)
     monkeypatch.setattr(notebooks, "REPOSITORY", tmp_path)
     notebooks.check_only(("own_id", "mobnet2_small"))
     assert not capsys.readouterr().out

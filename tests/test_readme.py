@@ -187,6 +187,15 @@ def test_tables_show_the_best_of_each_family_and_never_what_may_not_be_compared(
     assert "0.9640, 0.9620" in spread and "0.9630" in spread and "0.0014" in spread
 
 
+def test_a_figure_of_ones_own_is_not_replaced(tmp_path, monkeypatch):
+    figure = tmp_path / "results.svg"
+    figure.write_text("<svg>mine</svg>")
+    monkeypatch.setattr(readme, "FIGURE", figure)
+    with pytest.raises(aux.UserError, match=r"results\.svg was not written by make readme: move it away"):
+        readme.write_readme()
+    assert figure.read_text() == "<svg>mine</svg>"
+
+
 def test_a_page_without_its_marks_is_one_clear_line(tmp_path):
     page = tmp_path / "README.md"
     with pytest.raises(aux.UserError, match="There is no"):

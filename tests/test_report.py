@@ -11,7 +11,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
 from animals10.csv_append import append_row
-from animals10.report import collect, render, run_details
+from animals10.report import collect, render, run_details, write_report
 from animals10.report_charts import VEGA_LITE, at_least_a_decade, cost_chart, looks_of
 from animals10.results import RESULT_COLUMNS
 from animals10.runs import EFFICIENCY
@@ -198,8 +198,9 @@ def test_data_set_split_and_cap_tell_runs_apart(tmp_path, row):
     table = table[table.measured].set_index("run_id")
     full = "animals10 (25,949 of 26,179 files), "
     small = "mini (330 of 26,179 files), grouped split"
-    expected = {"a": f"{full}grouped split", "b": f"{full}published split", "c": f"{full}grouped split", "d": small}
-    assert table.setting.to_dict() == expected | {"e": f"{full}grouped split, random weights"}
+    expected = {"a": f"{full}grouped split", "b": f"{full}published split", "d": small}
+    expected |= {"c": f"{full}grouped split, maximum epochs capped", "e": f"{full}grouped split, random weights"}
+    assert table.setting.to_dict() == expected
     assert table.label["a"] == "mobnet2_small, repetition 1, weights a, animals10, grouped split"
     assert table.label["b"] == "mobnet2_small, repetition 1, weights a, animals10, published split"
     assert table.label["c"] == "mobnet2_small, repetition 2, capped at 3 epochs"
@@ -207,7 +208,18 @@ def test_data_set_split_and_cap_tell_runs_apart(tmp_path, row):
     page = render(settings)
     assert "<option selected>animals10</option>" in page and '<span class="tag">capped at 3</span>' in page
     assert "on 2,597 test images of animals10 (25,949 of 26,179 files), published split" in page
-    assert re.findall("<li><b>(.*?)</b>: (.) run", page)[0] == (f"{full}grouped split", "2")
+    assert re.findall("<li><b>(.*?)</b>: (.) run", page)[0] == (f"{full}grouped split", "1")
+
+
+def test_a_page_of_ones_own_is_not_replaced(tmp_path, row, capsys):
+    settings, page = aux.Settings(root=tmp_path, raw=tmp_path), tmp_path / "report.html"
+    append_row(settings.results, row, RESULT_COLUMNS)
+    for _ in range(2):
+        write_report(settings, page)
+    page.write_text("<!doctype html><title>My animals</title>")
+    with pytest.raises(aux.UserError, match=r"report\.html was not written by make report: move it away"):
+        write_report(settings, page)
+    assert "My animals" in page.read_text()
 
 
 def test_what_the_study_lacks_is_said_with_its_reason(tmp_path, row):

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 import auxiliary as aux
+from animals10.adoption import adopt_runs, missing_experiments
 from animals10.csv_append import append_row
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.results import RESULT_COLUMNS, ResultRow, newcombe_interval
@@ -107,6 +108,29 @@ def test_classification_reports_have_a_column_group_for_each_run(prepared):
     assert table["b"].recall["weighted avg"] == pytest.approx(runs["b"].row["recall"])
     pairs = aux.comparison_table([(runs[0], runs[1]), (runs[0], aux.Run("absent"))])
     assert pairs[["first", "second"]].to_numpy().tolist() == [["a, repetition 1", "a, repetition 2"]]
+
+
+def test_a_table_that_a_spreadsheet_changed_is_one_line(tmp_path):
+    settings = aux.Settings(root=tmp_path, raw=tmp_path)
+    add(settings, model_id="a", run_id="a", time="x", accuracy=0.5, acc_val=0.25)
+    text = settings.results.read_text()
+    readers = (aux.results_table, aux.best_run, missing_experiments_of, lambda settings: adopt_runs(settings, tmp_path))
+    (tmp_path / "models" / "a-a").mkdir(parents=True)
+    (tmp_path / "models" / "a-a" / "run.json").write_text("{}")
+    for changed, message in (
+        (text.replace(",", ";"), "has semicolons between its values"),
+        (text.replace(",", ";").replace("0.25", "0,25").replace("0.5", "0,5"), "has semicolons between its values"),
+        (text.replace("0.25", '"0,25"'), "holds '0,25' as acc_val, which is no number"),
+    ):
+        settings.results.write_text(changed)
+        for read in readers if "semicolons" in message else readers[:3]:
+            with pytest.raises(aux.UserError, match=message) as error:
+                read(settings)
+            assert "\n" not in str(error.value)
+
+
+def missing_experiments_of(settings):
+    return missing_experiments("animals10", "grouped", 224, settings.results)
 
 
 def test_labels_of_runs_are_unique_and_say_what_differs():

@@ -95,6 +95,45 @@ def test_a_training_that_diverges_is_one_clear_line(prepared):
         aux.train(prepared, aux.Experiment("wild", SMALL, aux.Training(1e39, 2, optimizer="sgd")))
 
 
+def test_a_table_of_results_to_which_nothing_can_be_appended_is_found_before_training(prepared):
+    prepared.results.write_text("time;model_id\n1;a\n")
+    with pytest.raises(aux.UserError, match="has semicolons between its values"):
+        aux.train(prepared, HEAD)
+    assert not list(prepared.models.glob("[!.]*"))
+
+
+def test_a_parent_without_its_model_is_one_line(prepared):
+    aux.train(prepared, HEAD).file("model.keras").unlink()
+    with pytest.raises(aux.UserError, match=r"model\.keras is missing: .*restore it"):
+        aux.train(prepared, TUNED)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"no HDF5", b"\x89HDF\r\n\x1a\n"])
+def test_weights_that_cannot_be_read_are_one_line(prepared, tmp_path, content):
+    file = tmp_path / "MobileNetV2.weights.h5"
+    file.write_bytes(content)
+    with pytest.raises(
+        aux.UserError, match=r"MobileNetV2\.weights\.h5 is (not a file of weights|a pointer of Git LFS)"
+    ):
+        aux.train(changed(prepared, weights=str(tmp_path)), HEAD)
+    aux.Transfer("ResNet50V2").build(3, 32).save_weights(file)
+    with pytest.raises(aux.UserError, match=r"does not hold weights of MobileNetV2 \(") as error:
+        aux.train(changed(prepared, weights=str(tmp_path)), HEAD)
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_checkpoint_is_not_used(prepared, monkeypatch, capsys):
+    undisturbed = aux.train(prepared, aux.Experiment("small", SMALL, SHORT))
+    job = prepared.models / f".small-{undisturbed.record['digest']}"
+    job.mkdir()
+    for content in (b"PK\x03\x04 half", b"", b"x" * 500):
+        (job / "training.npz").write_bytes(content)
+        run = aux.train(changed(prepared, force=True), aux.Experiment("small", SMALL, SHORT))
+        assert np.array_equal(run.predictions.p_red, undisturbed.predictions.p_red)
+        assert "training.npz is damaged" in (out := capsys.readouterr().out) and "training starts anew" in out
+        job.mkdir(exist_ok=True)
+
+
 def test_a_missing_parent_is_trained_first_or_named_where_only_leaves_it_out(prepared, capsys):
     with pytest.raises(aux.UserError, match=r"tuned is initialised from head, which is not.*Add head to ANIM"):
         aux.train(changed(prepared, only=("tuned",)), TUNED)

@@ -42,6 +42,16 @@ def test_a_model_that_cannot_be_loaded_does_not_stop_the_others(prepared, capsys
     assert lines[-2] == f"{second.path.name}: verified" and lines[-3].startswith(f"{first.path.name}: model.keras is")
 
 
+def test_a_file_that_cannot_be_read_fails_its_run_alone(prepared, capsys):
+    runs = aux.train_all(prepared, [aux.Experiment(name, SMALL, TRAINING) for name in ("a", "b", "c")])
+    runs[0].file("run.json").write_text("[]")
+    runs[1].file("model.keras").unlink()
+    assert verify_runs(prepared) == 2
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert "run.json is damaged (its file holds list, not a mapping)" in lines[0]
+    assert lines[1].endswith("model.keras is not the file that was stored") and lines[2].endswith(": verified")
+
+
 def test_images_that_changed_are_named(prepared, draw):
     run = aux.train(prepared, aux.Experiment("small", SMALL, TRAINING))
     test = aux.read_table(prepared.data / "test.csv")

@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from selenium.webdriver.common.by import By
 
-from animals10.files import REPOSITORY
+from animals10 import website
+from animals10.files import REPOSITORY, UserError
 from animals10.settings import NOTEBOOKS
 from animals10.website import markdown_to_html, write_site
 
@@ -54,6 +55,20 @@ def test_all_links_lead_somewhere_in_the_site(site, pages):
             reached.add(path.resolve().relative_to(site).as_posix())
             assert not anchor or anchor in pages[path.resolve().relative_to(site).as_posix()].anchors, f"{name}: {link}"
     assert {*pages, "results.csv", "data/results.svg"} <= reached
+
+
+def test_the_site_replaces_its_own_pages_alone(site, monkeypatch):
+    monkeypatch.setattr(website, "render", lambda *_, **__: f"<meta {website.MARK}>")  # to be quick
+    write_site(site)
+    before = (site / "report.html").read_text()
+    (site / "index.html").write_text("<!doctype html>mine")
+    with pytest.raises(UserError, match=r"index\.html was not written by make site: move it away"):
+        write_site(site)
+    assert (site / "report.html").read_text() == before
+    (site / "index.html").unlink()
+    for name in ("index.html", "results.csv"):
+        (site / name).unlink(missing_ok=True)
+    write_site(site)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
