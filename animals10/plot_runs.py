@@ -20,7 +20,7 @@ from animals10.files import UserError
 from animals10.models import layer_table, load_model
 from animals10.plots import BLUE, GREY, NUMBERS, ORANGE, STYLE, finish, message_figure, plot_errors, plot_grad_cam, show
 from animals10.results import PUBLISHED_KEY
-from animals10.runs import Run, run_labels
+from animals10.runs import Run, dataset_in_words, run_labels
 from animals10.settings import Settings
 
 # Numbers of classes above which the cells of a confusion matrix hold one line only; no numbers; and its axes no names.
@@ -110,13 +110,13 @@ def plot_run(run: Run) -> plt.Figure:
         axes["accuracy"].legend(fontsize=8, framealpha=0.7)
         axes["loss"].set_xlabel("epoch")
     _draw_matrix(axes["matrix"], run.record["class_names"], predictions)
-    name = f"{row['model_id']} on {row['dataset']}"
+    name = f"{row['model_id']} on {dataset_in_words(row)}"
     cap = "" if row["epochs_cap"] is None else f" capped at {row['epochs_cap']}"
     key = f"learning rate {row['learning_rate']:g}, maximum epochs {row['epochs']}{cap}"
     key += f", repetition {row['repetition']}"
     key += ", trained from scratch" if row["weights"] == "none" else f", weights: {row['weights']}"
     interval = f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"
-    result = f"test accuracy {row['accuracy']:.3f} (95 % interval {interval}, {row['n_test']} images)"
+    result = f"test accuracy {row['accuracy']:.3f} (95 % interval {interval}, {row['n_test']:,} test images)"
     lines = [_wrap(text, 90 if is_trained else 65) for text in (name, key, result)]
     figure.suptitle("\n".join(lines) + "\nevaluated without training" * (not is_trained))
     curves = f"learning curves over {len(history)} epochs, best epoch {row['best_epoch']}"
@@ -296,8 +296,8 @@ def plot_comparison(
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(left=False)
-    data = table[["dataset", "n_test"]].drop_duplicates()
-    heading = " and ".join(f"{name} ({n:,} images)" for name, n in zip(data.dataset, data.n_test))
+    data = dict.fromkeys(f"{row['n_test']:,} test images of {dataset_in_words(row)}" for row in rows)
+    heading = " and ".join(data)
     heading = f"Test accuracy on {heading}" + ", backbones with random weights" * ("random" in set(table.weights))
     figure.suptitle(heading)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)

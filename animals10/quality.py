@@ -77,7 +77,7 @@ def check_images(settings: Settings) -> pd.DataFrame:
             return measure(image)
         except Exception as error:
             reason = rejection_reason(error)
-            raise UserError(f"{image}: {reason}. Delete it and run 01-preprocessing.ipynb again.") from None
+            raise UserError(f"{image}: {reason}. Run 01-preprocessing.ipynb again.") from None
 
     for row, values in zip(unknown, map_on_all_cores(inspect, unknown, "check")):
         known[row.relpath, row.sha256] = values

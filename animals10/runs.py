@@ -241,6 +241,12 @@ def run_labels(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[str]:
     return list(unique)
 
 
+def dataset_in_words(row: Mapping[str, Any]) -> str:
+    """Names the data set of a row of `results.csv`, and the share of Animals-10: `animals10 (25,949 of 26,179 files)`."""
+    share = _in_words("{}", row.get("data_share") or None)
+    return str(row["dataset"]) + (f" ({share} files)" if share else "")
+
+
 def _in_words(words: str, value: Any) -> str:
     """Puts a value into words; nothing if it is missing."""
     is_whole = isinstance(value, float) and value.is_integer()  # in a table in which others are missing

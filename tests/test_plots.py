@@ -241,7 +241,7 @@ def test_comparison_of_runs_with_the_published_ones(tmp_path):
     spans = [line.get_xdata() for line in axis.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
     assert np.allclose(spans[0], [first.row["accuracy_low"], first.row["accuracy_high"]])
     assert lines["chance, 2 classes: 0.5"].get_xdata() == [0.5, 0.5]
-    assert "Test accuracy on mini (20 images)" in texts(figure) and "shown before" in texts(figure)
+    assert "Test accuracy on 20 test images of mini" in texts(figure) and "shown before" in texts(figure)
     near = texts(aux.plot_comparison([first, again], PUBLISHED, limits=(0.8, 1)))
     assert "← 0.500" in near and "← 1.000" not in near and "chance, 2 classes: 0.5" not in near
     random = write_run(tmp_path / "random", weights="random")
