@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from animals10.files import UserError, display_path, expand_user, read_json, read_table
+from animals10.progress import tell
 
 if TYPE_CHECKING:
     from animals10.experiments import Experiment
@@ -290,7 +290,7 @@ def find_model(root: Path, name: str) -> Path:
     namesakes = [run for run in runs if is_called(run.model_id, name)]
     chosen = ([run for run in namesakes if not _is_trial(run)] or namesakes or [Run(name)])[-1]
     if len(namesakes) > 1 and chosen.path:
-        print(f"{len(namesakes)} runs are called {name}: {chosen.path.name} is used.", file=sys.stderr)
+        tell(f"{len(namesakes)} runs are called {name}: {chosen.path.name} is used.")
     folder = chosen.path or folders.get(name)
     if not folder and name and os.path.isfile(given):  # noqa: PTH113 - Path.is_file fails for a name that is too long
         return given.resolve()

@@ -1,9 +1,7 @@
 import csv
 import dataclasses
 import importlib.util
-import io
 import json
-import sys
 from contextlib import contextmanager
 
 import keras
@@ -12,7 +10,6 @@ import pandas as pd
 import pytest
 
 import auxiliary as aux
-from animals10.callbacks import ProgressLine
 from animals10.execution import class_weights, compile_model
 from animals10.files import atomic_write
 from animals10.results import RESULT_COLUMNS
@@ -294,27 +291,6 @@ def kill_after_first(write):
             yield temporary
 
     return writing
-
-
-@pytest.mark.parametrize("ci", ["", "true"])
-def test_a_line_shows_progress_to_whoever_can_see_it(monkeypatch, ci):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setenv("CI", ci)
-    line = ProgressLine("[3/42] mobnet2_small", range(3, 5), steps=10)  # three epochs are done
-    line.on_train_begin()
-    for epoch, calls in ((3, range(10)), (4, [9])):  # step by step, or all in one execution
-        line.on_epoch_begin(epoch)
-        for batch in calls:
-            line.on_train_batch_end(batch)
-        line.on_epoch_end(epoch, {"val_accuracy": 0.944})
-    assert line.bar.n == (0 if ci else 20)
-    line.on_train_end()
-    lines = [text.strip() for text in terminal.getvalue().split("\r")]
-    assert (lines == [""]) if ci else ("[3/42] mobnet2_small  epoch 4/5  ? left at most" in lines)
-    assert ci or lines[-1].startswith("[3/42] mobnet2_small  epoch 5/5  val accuracy 0.94  took 00:0")
 
 
 def test_metrics_of_known_predictions():
