@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -266,6 +267,11 @@ def stored_runs(root: Path) -> Runs:
     folders = [path.parent for path in (root / "models").glob("[!.]*/run.json")]  # a dot marks unfinished ones
     runs = [Run(folder.name.rsplit("-", 2)[0], folder) for folder in folders]
     return Runs(sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:] if run.path else []))
+
+
+def example_model(root: Path) -> str:
+    """Returns the id of the latest run of a workspace, or one of the study, as a word of a command that is shown."""
+    return shlex.quote(next((run.model_id for run in reversed(list(stored_runs(root)))), "mobnet2_small"))
 
 
 def is_called(id: str, name: str) -> bool:

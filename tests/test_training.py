@@ -293,6 +293,19 @@ def kill_after_first(write):
     return writing
 
 
+def test_without_network_and_weights_the_message_is_whole_and_says_what_to_do(prepared, monkeypatch):
+    def fail(**_):  # as Keras does
+        raise Exception(f"URL fetch failure on https://storage.googleapis.com/{'x' * 200}.h5: None -- no route to host")
+
+    monkeypatch.setattr("keras.applications.MobileNetV2", fail)
+    settings = prepared.model_copy(update={"weights": "imagenet"})
+    with pytest.raises(aux.UserError) as error:
+        aux.train(settings, aux.Experiment("head", aux.Transfer("MobileNetV2"), aux.Training(1e-3, 1)))
+    message = str(error.value)
+    assert "xxx.h5: None -- no route to host. Without a network here: fetch that file" in message
+    assert "~/.keras/models" in message and "ANIMALS10_WEIGHTS" in message and "\n" not in message
+
+
 def test_metrics_of_known_predictions():
     table = pd.DataFrame({"category": list("aaab"), "predicted": list("aabb")})
     found = aux.metrics(table)
