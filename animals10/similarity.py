@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from animals10.features import cached_features, inference_function, weights_sha256
 from animals10.backbones import explained
+from animals10.features import cached_features, inference_function, weights_sha256
 from animals10.files import UserError
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import batches
