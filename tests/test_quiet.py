@@ -103,3 +103,11 @@ def test_the_level_of_the_user_wins(start, level, shown):
         )
     else:
         assert lines.strip() == shown
+
+
+def test_the_notebooks_import_auxiliary_before_tensorflow():
+    for path in [*REPOSITORY.glob("*.ipynb"), *REPOSITORY.glob("tests/notebooks/*.ipynb")]:
+        cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        lines = [line for source in cells for line in source.splitlines() if line.startswith(("import ", "from "))]
+        names = [line.split()[1].split(".")[0] for line in lines]
+        assert not {"keras", "tensorflow"} & set(names[: names.index("auxiliary")]), path.name
