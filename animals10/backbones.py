@@ -13,7 +13,7 @@ from typing import Literal
 import keras
 import numpy as np
 
-from animals10.files import UserError, reading
+from animals10.files import UserError, one_line, reading
 
 InputContract = Literal["-1 to 1", "ImageNet mean and standard deviation", "inside"]
 
@@ -170,6 +170,22 @@ BACKBONES: dict[str, Backbone] = {
     )
 }
 # fmt: on
+
+
+def explained(error: Exception, name: str) -> Exception:
+    """Returns the error of a network that cannot be built, as a `UserError` if its weights cannot be downloaded.
+
+    Args:
+        error: The error.
+        name: The name of the network.
+    """
+    if "URL fetch failure" not in str(error):
+        return error
+    return UserError(
+        f"There are no ImageNet weights of {name}: {one_line(error, most=None)}. Without a network here: fetch that "
+        "file on another machine and put it into ~/.keras/models, or set ANIMALS10_WEIGHTS to a folder of "
+        "<backbone>.weights.h5 files or to random."
+    )
 
 
 def find_backbone(name: str) -> Backbone:

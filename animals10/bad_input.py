@@ -298,7 +298,7 @@ def process_folder(
     source = raw / "labels.csv" if layout == "table" else raw
     settings = Settings(root=folder / "work", raw=source, image_size=SIZE, weights="random")
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(output):  # progress bars, and messages
-        processed = resize_images(settings, scan_images(settings))
+        processed = resize_images(settings, scan_images(settings, allow_small_classes=True))
         checks = check_images(settings)
     rejected = read_table(settings.data / "rejected.csv")
     assert _contents(raw) == before, "a raw file was modified"

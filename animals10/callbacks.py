@@ -1,8 +1,6 @@
-"""Keras callbacks: early stopping that resumes after a kill, and one line of progress per run."""
+"""Keras callbacks: early stopping that resumes after a kill, and the progress of a training."""
 
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 import psutil
-from IPython import get_ipython
-from tqdm import tqdm
 
 from animals10.files import UserError, atomic_write, reading
+from animals10.progress import Progress
 
 
 class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
@@ -112,14 +109,11 @@ class PeakMemory(keras.callbacks.Callback):
         self.bytes = max(self.bytes, self.process.memory_info().rss)
 
 
-def is_unattended() -> bool:
-    """Tells whether nobody watches a progress bar: in CI, or where there is neither a terminal nor a notebook."""
-    switched_off = os.environ.get("CI") or os.environ.get("TQDM_DISABLE")  # tqdm's own variable
-    return bool(switched_off) or not (get_ipython() or sys.stderr.isatty())
-
-
 class ProgressLine(keras.callbacks.Callback):
-    """Shows one line per run: its title, the epoch, the validation accuracy and the longest time left."""
+    """Shows one line per run: its title, the epoch, the validation accuracy and the longest time left.
+
+    A log gets a line at the end of an epoch, every half a minute at most, and one at the end of the run.
+    """
 
     def __init__(self, title: str, epochs: range, steps: int):
         """Takes the title, the epochs to train (from 0) and the steps per epoch."""
@@ -129,11 +123,12 @@ class ProgressLine(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Draws the line."""
         look: dict[str, Any] = {"bar_format": "{desc}  {remaining} left at most", "smoothing": 0}
-        self.bar = tqdm(total=self.steps * len(self.epochs), desc=self.title, disable=is_unattended(), **look)
+        self.bar = Progress(total=self.steps * len(self.epochs), desc=self.title, in_steps=True, **look)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Shows the number of the epoch."""
-        self.bar.set_description_str(f"{self.title}  epoch {epoch + 1}/{self.epochs.stop}{self.accuracy}")
+        text = f"{self.title}  epoch {epoch + 1}/{self.epochs.stop}{self.accuracy}"
+        self.bar.set_description_str(text, refresh=self.bar.place in ("terminal", "notebook"))
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Counts steps; there may be many between two calls."""
@@ -143,11 +138,11 @@ class ProgressLine(keras.callbacks.Callback):
         """Shows the validation accuracy."""
         self.accuracy = f"  val accuracy {(logs or {})['val_accuracy']:.2f}"
         self.on_epoch_begin(epoch)
+        self.bar.refresh()
 
     def on_train_end(self, logs: dict | None = None) -> None:
         """Shows the time that training took."""
-        self.bar.bar_format = "{desc}  took {elapsed}"
-        self.bar.close()
+        self.bar.finish("{desc}  took {elapsed}")
 
 
 @contextmanager

@@ -33,8 +33,9 @@ def download(settings: Settings) -> None:
         source = next(path for path in sorted(staging.rglob("raw-img")) if path.is_dir())
     except Exception as error:  # kagglehub lets through whatever its network and archive libraries raise
         raise UserError(
-            f"Animals-10 could not be downloaded ({type(error).__name__}: {one_line(error)}). By hand: fetch "
-            f"https://www.kaggle.com/datasets/{ANIMALS10}, unpack it and put its folder raw-img at {settings.raw}."
+            f"Animals-10 could not be downloaded ({type(error).__name__}: {one_line(error, most=None)}). By hand: "
+            f"fetch https://www.kaggle.com/datasets/{ANIMALS10} on a machine with a network, unpack it and put its "
+            f"folder raw-img at {settings.raw}. Or use images of your own: RAW=folder."
         ) from None
     source.replace(settings.raw)
     shutil.rmtree(staging)

@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import PIL
 import tensorflow as tf
 
 from animals10.files import REPOSITORY
+from animals10.progress import tell
 
 
 def configure_device(deterministic: bool = False) -> str:
@@ -92,4 +92,4 @@ def _git(*arguments: str) -> tuple[str, str]:
 
 @cache
 def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+    tell(line)

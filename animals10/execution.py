@@ -19,6 +19,7 @@ import pandas as pd
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
+from animals10.backbones import explained
 from animals10.callbacks import PeakMemory, ProgressLine, ResumableEarlyStopping, dropout_in_inference_mode
 from animals10.data_preparation import PreparedData, prepare_data
 from animals10.environment import configure_device, device_name, git_commit, software_versions
@@ -29,7 +30,6 @@ from animals10.files import (
     UserError,
     display_path,
     file_sha256,
-    one_line,
     reading,
     remove_stale_temporary_files,
     user_facing_os_errors,
@@ -156,11 +156,7 @@ def build_model(job: Job) -> keras.Model:
         try:
             model = architecture.build(n_classes, context["image_size"], **options)
         except Exception as error:
-            if "URL fetch failure" not in str(error):
-                raise
-            advice = "Connect this machine, or set ANIMALS10_WEIGHTS to a folder of <backbone>.weights.h5 or to random."
-            name = getattr(architecture, "backbone", type(architecture).__name__)
-            raise UserError(f"There are no ImageNet weights of {name}: {one_line(error)}. {advice}") from None
+            raise explained(error, getattr(architecture, "backbone", type(architecture).__name__)) from None
         if job.experiment.is_custom:
             model = check_model(model, n_classes, context["image_size"])
     if set_trainable:

@@ -71,8 +71,7 @@ def export_model(
         UserError: There is no such model or format, or something that it needs is missing.
     """
     names = chosen_formats(formats)
-    with captured_output():  # TensorFlow looks for a GPU
-        device = configure_device()
+    device = configure_device()
     source = load_source(settings, model)
     if any(FORMATS[name].is_quantised for name in names):
         calibration_images(source)  # before anything is written

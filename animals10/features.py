@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,10 +21,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-from tqdm import tqdm
 
 from animals10.files import UserError, display_path, reading, user_facing_os_errors
 from animals10.input_pipeline import without_autotune
+from animals10.progress import Progress, tell
 
 SPARE_BYTES = 500_000_000  # free space that a cache leaves on the disk
 SECONDS_BETWEEN_FLUSHES = 10  # an interrupted computation loses no more than this
@@ -156,7 +155,7 @@ def _compute(work: Path, title: str, shapes: Mapping, dtype: str, rows: int, com
         progress.write_text("0")
         done, arrays = 0, [np.lib.format.open_memmap(work / f"{name}.npy", "r+") for name in shapes]
     flushed = time.monotonic()
-    with tqdm(total=rows, initial=done, desc=f"{title}: cached features", unit="image") as bar:
+    with Progress(total=rows, initial=done, desc=f"{title}: cached features", unit="image") as bar:
         for batch in compute(done) if done < rows else ():
             n = len(batch[0])
             for array, values in zip(arrays, batch, strict=True):
@@ -180,7 +179,7 @@ def _allocate(work: Path, title: str, shapes: Mapping, dtype: str, rows: int) ->
     shutil.rmtree(work, ignore_errors=True)
     free = shutil.disk_usage(work.parent).free
     where = f"{display_path(work.parent)} ({_gigabytes(free)} free)"
-    print(f"{title}: caching features of {rows:,} images, {_gigabytes(size)} in {where}.", file=sys.stderr)
+    tell(f"{title}: caching features of {rows:,} images, {_gigabytes(size)} in {where}.")
     if size + SPARE_BYTES > free:
         raise UserError(
             f"{display_path(work.parent)} has {_gigabytes(free)} free, and the cached features of {title} need "

@@ -43,9 +43,9 @@ def expand_user(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser fails for such a name
 
 
-def one_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, at most 160 characters, or the error's name if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+def one_line(error: BaseException, most: int | None = 160) -> str:
+    """Returns the first line of an error's message, so many characters at most, or the error's name if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]
 
 
 # Errors of the operating system that a person can act on, and what to do about each.

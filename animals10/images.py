@@ -17,11 +17,11 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
 from animals10.decoding import open_image, to_rgb
 from animals10.files import one_line
+from animals10.progress import Progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -124,7 +124,7 @@ def processed_names(overview: pd.DataFrame) -> pd.Series:
 
 
 def map_on_all_cores(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
-    """Applies a function to all items in threads and shows a progress bar.
+    """Applies a function to all items in threads and shows the progress.
 
     Pillow releases the interpreter's lock while it decodes, resizes and encodes, so threads are enough.
     """
@@ -133,4 +133,4 @@ def map_on_all_cores(function: Callable[[Item], Result], items: Sequence[Item], 
     with warnings.catch_warnings():
         # Bombs are rejected by their size. Pillow's other warnings (odd EXIF data, palettes) are harmless here.
         warnings.filterwarnings("ignore", module="PIL")
-        return thread_map(function, items, max_workers=os.cpu_count(), tqdm_class=tqdm, desc=title, unit="file")
+        return thread_map(function, items, max_workers=os.cpu_count(), tqdm_class=Progress, desc=title, unit="file")

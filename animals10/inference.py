@@ -10,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from animals10.decoding import open_image
 from animals10.files import UserError, atomic_write, write_json
 from animals10.images import processed_pixels, rejection_reason
 from animals10.models import load_model
+from animals10.progress import Progress
 from animals10.runs import find_model
 from animals10.settings import Settings
 
@@ -201,9 +202,11 @@ def classify_files(
     predictions = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data and palettes do not matter
-        for prediction in tqdm(classify(loaded, class_names, paths), total=len(paths), unit="image", disable=None):
+        # On stderr, since results are on stdout; not where that is no terminal.
+        bar: dict[str, Any] = {"total": len(paths), "unit": "image", "file": sys.stderr, "disable": None}
+        for prediction in Progress(classify(loaded, class_names, paths), **bar):
             predictions.append(prediction)
-            tqdm.write(prediction.line(top))
+            Progress.write(prediction.line(top))
     if csv_path:
         write_predictions_csv(predictions, class_names, csv_path)
     if json_path:

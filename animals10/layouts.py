@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,7 @@ SYSTEM_SUFFIXES = (":zone.identifier",)
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif".split()
 )
+MOST_FOLDERS = 200  # that are looked into, to find the folder that was meant
 PART_WORDS = dict.fromkeys(("train", "training", "trainset"), "train")
 PART_WORDS |= dict.fromkeys(("val", "valid", "validation", "dev", "valset"), "val")
 PART_WORDS |= dict.fromkeys(("test", "testing", "testset"), "test")
@@ -139,6 +141,8 @@ def find_in_folder(raw: Path) -> RawData:
     tree = _Tree(raw)
     place, strays = tree.descend("")
     folders, files = tree.entries(place)
+    if "raw-img" in folders and tree.count_classes(inner := _join(place, ["raw-img"])[0]) > 1:
+        raise UserError(f"{raw} is no folder of class folders, but has one: name that, RAW={raw / inner}.")
     strays += _join(place, files)
     data = RawData(messages=[f"The class folders are those in {in_words([place])}."] if place else [])
     if parts := _find_parts(tree, place):
@@ -161,10 +165,42 @@ def find_in_folder(raw: Path) -> RawData:
     if tree.deeper:
         n, examples = sum(tree.deeper.values()), in_words(sorted(tree.deeper), 3)
         data.messages.append(f"{n:,} files in folders below class folders count for their class: {examples}.")
+        without_files = [path for path, _ in class_folders if not tree.entries(path)[1]]
+        if (most := max(without_files, key=tree.count_classes, default="")) and tree.count_classes(most) > 1:
+            data.messages.append(f"If those in {in_words([most])} are the classes, name it: RAW={raw / most}.")
+    if part_of(raw.name) and (others := _other_parts(raw)):
+        words = f"{raw.name} is used without its split: {in_words(others)} lie beside it."
+        data.messages.append(f"{words} To use them, name the folder above: RAW={raw.parent}.")
     if tree.skipped:
         names = in_words(list(dict.fromkeys(path.rpartition("/")[2] for path in tree.skipped)))
         data.messages.append(f"{len(tree.skipped):,} hidden or system files and folders are skipped: {names}.")
     return data
+
+
+def likely_folder(raw: Path) -> Path | None:
+    """Returns the folder that was meant where a raw folder has no classes: one above, beside images, or one below.
+
+    The classes may lie in a split, whose folder is returned then.
+    """
+    if any(map(is_image_name, _Tree(raw).entries("")[1])):  # a class folder, most likely
+        with suppress(OSError):  # a folder above may not be listed
+            return next((path for path in raw.resolve().parents[:2] if _Tree(path).count_classes("") > 1), None)
+    tree, folders = _Tree(raw), [""]
+    for _ in range(3):  # levels
+        folders = [path for folder in folders for path in _join(folder, tree.entries(folder)[0])][:MOST_FOLDERS]
+        best = max(folders, key=tree.count_classes, default="")
+        if tree.count_classes(best) > 1:
+            return (raw / best).parent if part_of((raw / best).name) else raw / best
+    return None
+
+
+def _other_parts(raw: Path) -> list[str]:
+    """Returns the folders beside a raw folder that hold other parts of a split, with class folders like its own."""
+    with suppress(OSError):  # the folder above may not be listed
+        names = _Tree(raw.parent).entries("")[0]
+        names = [name for name in names if part_of(name) and part_of(name) != part_of(raw.name)]
+        return [name for name in names if has_class_folders(raw.parent / name)]
+    return []
 
 
 def _join(folder: str, names: Sequence[str]) -> list[str]:
@@ -225,6 +261,11 @@ class _Tree:
                 self._unreadable.add(relpath)
             self._entries[relpath] = (sorted(folders), sorted(files))
         return self._entries[relpath]
+
+    def count_classes(self, relpath: str) -> int:
+        """Returns how many folders in a folder hold images, as class folders do; at most `MOST_FOLDERS` are opened."""
+        folders = _join(relpath, self.entries(relpath)[0][:MOST_FOLDERS])
+        return sum(any(map(is_image_name, self.entries(folder)[1])) for folder in folders)
 
     def descend(self, relpath: str, part: str = "") -> tuple[str, list[str]]:
         """Follows folders that hold nothing but one folder with folders, down to the class folders.

@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image, ImageChops
 
-from animals10.callbacks import is_unattended
+from animals10 import progress
 from animals10.catalogue import CATALOGUE
 from animals10.files import (
     REPOSITORY,
@@ -82,8 +82,8 @@ def run_notebooks(
     os.environ["ANIMALS10_WEIGHTS"] = settings.weights
     if store == "published":
         os.environ["ANIMALS10_PUBLISH"] = "1"
-    if is_unattended():  # the kernels of the notebooks cannot tell
-        os.environ["TQDM_DISABLE"] = "1"
+    if progress.place() == "log":  # the kernels of the notebooks cannot tell
+        os.environ[progress.AS_LOG] = "lines"
     for number, name in enumerate(names, start=1):
         target = folder / name
         print(f"[{number}/{len(names)}] {name} → {display_path(target)}", file=sys.stderr, flush=True)
@@ -108,6 +108,7 @@ def execute_notebook(source: Path, target: Path) -> None:
     """
     read_notebook(source)
     options = {"cwd": REPOSITORY, "kernel_name": "python3", "stderr_file": sys.stderr, "progress_bar": False}
+    options |= {"stdout_file": progress.PassedOnProgress()}
     options |= {"extra_arguments": ["--log-level=ERROR"]}  # or each kernel warns about its TCP connection
     failure = ""
     with atomic_write(target) as temporary:
@@ -123,6 +124,7 @@ def execute_notebook(source: Path, target: Path) -> None:
             failure = f"{source.name}, cell {n_begun}: the kernel ended ({one_line(error)}), {reason}. Close other "
             failure += "programs, then run this again; finished runs are kept."
         executed = read_notebook(temporary)
+        progress.rewrite_stdout(executed, progress.last_progress)
         executed.metadata[STAMP] = {"cells_sha256": cells_sha256(executed)}
         nbformat.write(executed, temporary)
     if failure:
@@ -285,6 +287,7 @@ def _without_noise(executed: Path) -> nbformat.NotebookNode:
         cell.metadata = {}
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    progress.rewrite_stdout(notebook, progress.without_progress)
     return notebook
 
 

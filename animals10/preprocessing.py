@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from animals10.class_sizes import check_scanned_sizes
 from animals10.dataset import ENGLISH, ITALIAN
 from animals10.decoding import open_image, read_file
 from animals10.files import (
@@ -34,19 +35,26 @@ from animals10.images import (
     save_processed,
 )
 from animals10.label_tables import find_in_table
-from animals10.layouts import RawFile, find_in_folder, in_words
+from animals10.layouts import RawFile, find_in_folder, in_words, likely_folder
 from animals10.settings import Settings
 
 MOST_LINES = 10  # that are printed about lost classes
 OVERVIEW = ("relpath", "name", "category", "label", "width", "height", "source", "sha256")  # of processed images
+SOURCE_FILE = "source.json"  # in data: the raw folder or table of the processed images
+SAME_DATA_SET = 0.1  # share of the smaller one's images that two states of one data set have in common at least
+ANOTHER_WORKSPACE = "choose another workspace (ANIMALS10_ROOT), or delete data/processed and the csv files beside it"
 CONTRACT_FILE = "preprocessing.json"  # in data/processed: the contract under which the images there were made
 
 
-def scan_images(settings: Settings) -> pd.DataFrame:
+def scan_images(settings: Settings, allow_small_classes: bool = False) -> pd.DataFrame:
     """Opens every file of the raw folder or table, and writes `data/overview.csv` and `data/rejected.csv`.
 
     Only headers are decoded here. Images with damaged pixels are detected by `resize_images`. What a person should know
     about the layout is printed, one line each; for plain class folders there is nothing to say.
+
+    Args:
+        settings: The settings.
+        allow_small_classes: Whether a class may have too few images to be split.
 
     Returns:
         One row per image, in the order of its relative path: `relpath` (below `settings.raw_folder`), `name`, `format`
@@ -54,8 +62,10 @@ def scan_images(settings: Settings) -> pd.DataFrame:
         and `sha256` of the file; `part` (`train`, `val` or `test`) if the images came with a split.
 
     Raises:
-        UserError: The raw folder or table is missing or unusable, or it has images of fewer than two classes.
+        UserError: The raw folder or table is missing or unusable, it has images of fewer than two classes, or a class
+            has too few; the workspace holds another data set, or images of another size. Nothing is overwritten then.
     """
+    _check_image_size(settings)
     for folder in (settings.root, settings.data):
         remove_stale_temporary_files(folder)
     with user_facing_os_errors(settings.raw, "read"):
@@ -64,7 +74,9 @@ def scan_images(settings: Settings) -> pd.DataFrame:
             raise UserError(f"There is no {what} {settings.raw}: put the images there, one folder per class.")
         is_table = settings.raw.is_file()
         found = find_in_table(settings.raw, settings.table_columns) if is_table else find_in_folder(settings.raw)
-    raw_folder = settings.raw_folder
+    raw_folder, usable = settings.raw_folder, [file for file in found.files if not file.reason]
+    if usable and not is_table and len({file.category for file in usable}) < 2:  # known before a file is opened
+        raise _too_few_classes(settings, f"{len(usable):,} files of one class, {in_words([usable[0].category])}")
 
     def inspect(file: RawFile) -> dict[str, Any]:
         path, row = raw_folder / file.relpath, dict(vars(file))
@@ -86,19 +98,56 @@ def scan_images(settings: Settings) -> pd.DataFrame:
     rejected, overview = table[~is_usable].assign(stage="scan"), table[is_usable].reset_index(drop=True)
     overview = overview.drop(columns="reason" if found.has_split else ["part", "reason"])
     overview = overview.astype(dict.fromkeys(("width", "height", "channels", "bytes"), int))
+    _check_data_set(settings, overview)
     write_table(rejected[["relpath", "stage", "reason"]], settings.data / "rejected.csv")
     for line in [*found.messages, *_lost_classes(rejected, overview)]:
         print(line)
     classes = set(overview.category)
     if len(classes) < 2:
-        raise _too_few_classes(settings, overview, len(rejected))
+        words = f"{len(overview)} usable images of {len(classes)} classes (and {len(rejected)} rejected files)"
+        raise _too_few_classes(settings, words)
+    if CONTRACT_FILE in classes:
+        raise UserError(f"A class cannot be named {CONTRACT_FILE}: rename its folder in {settings.raw}.")
     # Translated only if all names are Italian ones of Animals-10: elsewhere a folder `cane` might hold sugar cane.
     if classes <= set(ITALIAN):
         overview["category"] = overview.category.map(dict(zip(ITALIAN, ENGLISH, strict=True)))
     elif classes > set(ITALIAN):
         others = in_words(sorted(classes - set(ITALIAN)))
         print(f"The classes of Animals-10 keep their Italian names, since others lie beside them: {others}.")
+    if not allow_small_classes:
+        check_scanned_sizes(settings, overview)
+    write_json({"raw": str(settings.raw)}, settings.data / SOURCE_FILE)
     return write_table(overview, settings.data / "overview.csv")
+
+
+def _check_image_size(settings: Settings) -> None:
+    """Raises a `UserError` if the workspace has processed images of another size."""
+    exists = (settings.data / "processed-overview.csv").exists()
+    if exists and set(read_overview(settings).width) - {settings.image_size}:
+        raise UserError(
+            f"{display_path(settings.data / 'processed')} has images of another size than "
+            f"ANIMALS10_IMAGE_SIZE={settings.image_size}: {ANOTHER_WORKSPACE}."
+        )
+
+
+def _check_data_set(settings: Settings, overview: pd.DataFrame) -> None:
+    """Raises a `UserError` that names both data sets if the workspace has the processed images of another one."""
+    if overview.empty or not (settings.data / "processed-overview.csv").exists():
+        return
+    processed = read_overview(settings)
+    before, now = set(processed.sha256), set(overview.sha256)
+    if len(before & now) >= SAME_DATA_SET * min(len(before), len(now)):
+        return
+    raw = "an unknown folder"
+    with suppress(UserError, KeyError, TypeError):  # an older version has not recorded it
+        raw = read_json(settings.data / SOURCE_FILE)["raw"]
+    old, new = (
+        f"{len(table):,} images of {in_words(sorted(table.category.unique()))}" for table in (processed, overview)
+    )
+    raise UserError(
+        f"{display_path(settings.root)} is the workspace of another data set: its processed images are those of "
+        f"{raw} ({old}), and ANIMALS10_RAW is {settings.raw} ({new}). For the new one, {ANOTHER_WORKSPACE}."
+    )
 
 
 def _lost_classes(rejected: pd.DataFrame, images: pd.DataFrame) -> list[str]:
@@ -113,13 +162,14 @@ def _lost_classes(rejected: pd.DataFrame, images: pd.DataFrame) -> list[str]:
     return lines[:MOST_LINES] + more * (len(lines) > MOST_LINES)
 
 
-def _too_few_classes(settings: Settings, overview: pd.DataFrame, n_rejected: int) -> UserError:
-    found = f"{settings.raw} has {len(overview)} usable images of {overview.category.nunique()} classes (and "
-    found += f"{n_rejected} rejected files); it needs at least two "
+def _too_few_classes(settings: Settings, words: str) -> UserError:
+    found = f"{settings.raw} has {words}; it needs at least two "
     if settings.raw.is_file():
         return UserError(f"{found}labels with images. {display_path(settings.data / 'rejected.csv')} names the others.")
     tables = sorted(settings.raw.glob("*.csv"))
     hint = f" If {tables[0].name} holds their labels, name it: RAW={tables[0]}." if tables else ""
+    if likely := likely_folder(settings.raw):
+        hint = f" Most likely you mean RAW={likely}.{hint}"
     return UserError(f"{found}folders with images, named after their classes.{hint}")
 
 
@@ -142,17 +192,11 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
         the scan).
 
     Raises:
-        UserError: The workspace has processed images of another size, or a class has the name of a file of ours.
+        UserError: The workspace has processed images of another size.
     """
     processed, size = settings.data / "processed", settings.image_size
     table_path, crc32_path = settings.data / "processed-overview.csv", settings.data / "processed-crc32.csv"
-    if table_path.exists() and set(read_overview(settings).width) - {size}:
-        raise UserError(
-            f"{display_path(processed)} has images of another size than ANIMALS10_IMAGE_SIZE={size}: "
-            "choose another workspace (ANIMALS10_ROOT), or delete it and the csv files beside it."
-        )
-    if CONTRACT_FILE in set(overview.category):
-        raise UserError(f"A class cannot be named {CONTRACT_FILE}: rename its folder in {settings.raw}.")
+    _check_image_size(settings)
     plan = overview.rename(columns={"relpath": "source"})
     plan["name"] = processed_names(overview)
     plan["relpath"] = plan.category + "/" + plan.name

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-import sys
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from animals10.files import UserError, display_path, expand_user, read_json, read_table
+from animals10.progress import tell
 
 if TYPE_CHECKING:
     from animals10.experiments import Experiment
@@ -274,6 +275,11 @@ def stored_runs(root: Path) -> Runs:
     return Runs(sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:] if run.path else []))
 
 
+def example_model(root: Path) -> str:
+    """Returns the id of the latest run of a workspace, or one of the study, as a word of a command that is shown."""
+    return shlex.quote(next((run.model_id for run in reversed(list(stored_runs(root)))), "mobnet2_small"))
+
+
 def is_called(id: str, name: str) -> bool:
     """Tells whether an id is a name that was typed: letters with accents have several encodings in Unicode."""
     return unicodedata.normalize("NFC", id) == unicodedata.normalize("NFC", name)
@@ -296,7 +302,7 @@ def find_model(root: Path, name: str) -> Path:
     namesakes = [run for run in runs if is_called(run.model_id, name)]
     chosen = ([run for run in namesakes if not _is_trial(run)] or namesakes or [Run(name)])[-1]
     if len(namesakes) > 1 and chosen.path:
-        print(f"{len(namesakes)} runs are called {name}: {chosen.path.name} is used.", file=sys.stderr)
+        tell(f"{len(namesakes)} runs are called {name}: {chosen.path.name} is used.")
     folder = chosen.path or folders.get(name)
     if not folder and name and os.path.isfile(given):  # noqa: PTH113 - Path.is_file fails for a name that is too long
         return given.resolve()

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from animals10.backbones import explained
 from animals10.features import cached_features, inference_function, weights_sha256
-from animals10.files import UserError, one_line
+from animals10.files import UserError
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import batches
 from animals10.models import Transfer
@@ -98,6 +99,4 @@ def _build(settings: Settings) -> keras.Model:
             warnings.filterwarnings("ignore", "`input_shape` is undefined or non-square")  # the weights fit any size
             return Transfer(BACKBONE).build(2, settings.image_size, weights)
     except Exception as error:
-        if "URL fetch failure" not in str(error):
-            raise
-        raise UserError(f"The weights of {BACKBONE} cannot be downloaded: {one_line(error)}.") from None
+        raise explained(error, BACKBONE) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from animals10.class_sizes import DRAWN_SHARES, MIN_IMAGES, TO_SPLIT, check_sizes, to_draw
 from animals10.files import UserError, display_path, read_json, read_table, reading, write_json, write_table
 from animals10.layouts import in_words, readable
 from animals10.preprocessing import read_overview
@@ -17,7 +18,6 @@ from animals10.quality import check_images
 from animals10.reference import data_share, is_complete, match_reference
 from animals10.settings import Settings
 
-MIN_IMAGES = 10  # per class, so that a tenth of them is one image
 # Class sizes after resampling, and the file that holds the training set resampled to each.
 CLASS_BALANCES = {
     "none": "train.csv",
@@ -138,33 +138,12 @@ def draw_split(overview: pd.DataFrame, seed: int, groups: pd.Series) -> dict[str
     overview = overview.sort_values("relpath")
     groups = groups.loc[overview.index]
     drawn = overview[groups == overview.relpath]
-    _check_sizes(overview, drawn, MIN_IMAGES, "to split into training, validation and test set")
+    check_sizes(overview, drawn, MIN_IMAGES, TO_SPLIT)
     n_test, n_val = round(0.1 * len(drawn)), round(0.2 * len(drawn))
     train, rest = train_test_split(drawn, test_size=n_val + n_test, stratify=drawn.label, random_state=seed)
     val, test = train_test_split(rest, test_size=n_test, stratify=rest.label, random_state=seed)
     parts = {"test": test, "val": val, "train": train}
     return {part: overview[groups.isin(table.relpath)] for part, table in parts.items()}
-
-
-def _check_sizes(images: pd.DataFrame, drawn: pd.DataFrame, minimum: int, purpose: str) -> None:
-    """Raises a `UserError` if a class has too few images that are drawn themselves, and names the ways out."""
-    sizes, counts = images.category.value_counts(), drawn.category.value_counts()
-    if len(counts) > 1 and counts.min() >= minimum:
-        return
-    few = counts[counts < minimum]
-    found = in_words([f"{name} has {n}" for name, n in few.items()], 20) or "one class only"
-    advice = "Add some or remove its folder"
-    if len(few) and sizes[few.index].min() >= minimum:
-        found_with = in_words([f"{sizes[name]:,} of {name}" for name in few.index], 20)
-        advice += (
-            f". With near-duplicates, as in the frames of one camera, there are {found_with}: to draw each on its own, "
-            "set ANIMALS10_SPLIT=published, but then they leak into the test set. Or bring your own split, as folders "
-            "train, val and test"
-        )
-    raise UserError(
-        f"Too few images {purpose}: {found}; a class needs at least {minimum} usable ones, not counting duplicates. "
-        f"{advice}. Then run 01 again."
-    )
 
 
 def _came_with_split(settings: Settings) -> bool:
@@ -193,12 +172,12 @@ def complete_split(settings: Settings, overview: pd.DataFrame) -> dict[str, pd.D
     if not (part == "train").any():
         raise UserError(f"No training image is usable: {display_path(settings.data / 'rejected.csv')} tells why.")
     lines = ["The split that came with the images is used"]
-    for name, title, share in (("val", "validation", 0.2), ("test", "test", 0.1)):
+    for name, (title, share) in DRAWN_SHARES.items():
         if (part == name).any():
             continue
         train = overview[part == "train"].sort_values("relpath")
         drawn = train[drawn_with[train.index] == train.relpath]
-        _check_sizes(train, drawn, round(1 / share), f"to draw a {title} set from the training set")
+        check_sizes(train, drawn, round(1 / share), to_draw(title))
         options = {"test_size": round(share * len(drawn)), "stratify": drawn.label, "random_state": settings.seed}
         chosen = train_test_split(drawn, **options)[1]
         part = part.mask((part == "train") & drawn_with.isin(chosen.relpath), name)

@@ -5,11 +5,12 @@ be done.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from animals10.files import UserError, refuse_to_replace
-from animals10.inference import classify_files
+from animals10.runs import example_model
 from animals10.settings import Settings
 
 
@@ -20,8 +21,8 @@ def _path(text: str) -> Path:
 def main() -> None:
     """Classifies the files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=__doc__.split("\n\n")[1])
-    parser.add_argument("model", help="a .keras file, a folder in models/, or a model id")
-    parser.add_argument("images", nargs="+", help="files, folders, patterns")
+    parser.add_argument("model", nargs="?", default="", help="a .keras file, a folder in models/, or a model id")
+    parser.add_argument("images", nargs="*", help="files, folders, patterns")
     parser.add_argument("--top", type=int, default=3, help="classes per line (%(default)s)")
     parser.add_argument("--csv", type=_path, help="write all probabilities as a table")
     parser.add_argument("--json", type=_path, help="write them as JSON")
@@ -29,6 +30,14 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not Unicode
     options = {"top": arguments.top, "csv_path": arguments.csv, "json_path": arguments.json}
     try:
+        if not (arguments.model and arguments.images):
+            model = example_model(Settings.from_environment({"ANIMALS10_PROFILE": "full"} | os.environ).root)
+            raise UserError(
+                f"Name a model and images, as in `make classify MODEL={model} IMAGES=\"holiday '*.png'\"`, or "
+                f"`python scripts/classify.py {model} holiday '*.png'`. ROOT is the workspace of the model."
+            )
+        from animals10.inference import classify_files  # which takes seconds
+
         if arguments.csv:
             refuse_to_replace(arguments.csv, "path,predicted,confidence,reason", "make classify")
         if arguments.json:

@@ -52,6 +52,12 @@ def settings(tmp_path, draw):
 
 
 @pytest.fixture
+def small_classes(monkeypatch):
+    """Lets tests of the scan do with a few images per class."""
+    monkeypatch.setattr("animals10.preprocessing.check_scanned_sizes", lambda settings, overview: None)
+
+
+@pytest.fixture
 def prepared(settings):
     resize_images(settings, scan_images(settings))
     return settings

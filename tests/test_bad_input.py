@@ -48,7 +48,7 @@ def test_an_image_cut_at_every_length_is_recorded_or_processed(tmp_path):
         assert len(done) + len(bad) == len(contents) + 2
 
 
-def test_what_may_not_be_read_is_recorded(as_nobody):
+def test_what_may_not_be_read_is_recorded(as_nobody, small_classes):
     closed, unlisted = as_nobody / "raw" / "closed", as_nobody / "raw" / "no entry"
     for name in ("closed", "no entry", "first", "second", "open"):
         (as_nobody / "raw" / name).mkdir(parents=True)

@@ -69,6 +69,18 @@ def test_the_command_goes_on_after_bad_files_and_its_status_tells(trained, draw,
     assert nothing.returncode == 2 and nothing.stderr.splitlines()[-1].startswith("There is no file or folder")
 
 
+@pytest.mark.parametrize("script", ["classify", "export"])
+def test_without_arguments_an_example_is_shown(settings, monkeypatch, script):
+    folder = settings.models / "my head-20260101T120000-bb"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    monkeypatch.setenv("ANIMALS10_ROOT", str(settings.root))
+    command = [sys.executable, REPOSITORY / "scripts" / f"{script}.py", ""]  # as make calls it
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1
+    assert f"make {script} MODEL='my head' " in done.stderr and f"scripts/{script}.py 'my head'" in done.stderr
+
+
 def test_models_are_found_by_path_run_and_id(tmp_path):
     with pytest.raises(aux.UserError, match=r"There are no runs in .*models"):
         aux.find_model(tmp_path, "tiny")

@@ -7,6 +7,8 @@ from animals10.preprocessing import resize_images, scan_images
 from animals10.settings import Settings
 from animals10.splits import load_splits
 
+pytestmark = pytest.mark.usefixtures("small_classes")
+
 LABELS = ("cat", "dog")
 
 

@@ -12,6 +12,8 @@ from animals10.quality import check_images, leakage
 from animals10.settings import Settings
 from animals10.splits import load_splits
 
+pytestmark = pytest.mark.usefixtures("small_classes")
+
 ITALIAN = ("cane", "cavallo", "elefante", "farfalla", "gallina", "gatto", "mucca", "pecora", "ragno", "scoiattolo")
 
 
@@ -342,6 +344,54 @@ def test_a_split_that_comes_later_is_not_ignored(workspace, raw, fill, tmp_path)
     prepare(settings)
     with pytest.raises(UserError, match=r"is 'grouped', but the images came with one: delete train.csv"):
         load_splits(settings)
+
+
+# ── One folder too high or too low ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("place", ["cat", "cat/more", ".."])
+def test_a_raw_folder_that_is_not_that_of_the_classes_names_the_likely_one(workspace, raw, fill, draw, place):
+    raw = raw / "pictures"
+    fill(raw, 2)
+    (raw.parent / "notes").mkdir()
+    (raw.parent / "notes" / "read me.txt").write_text("no image")
+    draw(raw / "cat" / "more" / "a.jpg")
+    settings = workspace.model_copy(update={"raw": raw / place})
+    with pytest.raises(UserError, match=rf"needs at least two folders .* Most likely you mean RAW={raw}\.$"):
+        scan_images(settings)
+
+
+def test_the_folder_of_a_workspaces_data_is_not_taken_for_class_folders(workspace, raw, fill):
+    fill(raw / "raw-img")
+    fill(raw / "processed")
+    with pytest.raises(UserError, match=rf"has one: name that, RAW={raw}/raw-img\.$"):
+        scan_images(workspace)
+
+
+def test_the_folder_of_a_split_is_named_where_its_classes_lie_deep(workspace, raw, fill):
+    for part in ("train", "test"):
+        fill(raw / "archive" / "images" / part)
+    (raw / "archive" / "notes").mkdir()
+    (raw / "archive" / "notes" / "read me.txt").write_text("no image")
+    with pytest.raises(UserError, match=rf"Most likely you mean RAW={raw}/archive/images\.$"):
+        scan_images(workspace)
+
+
+def test_classes_that_may_lie_one_folder_deeper_are_named(workspace, raw, fill, capsys):
+    fill(raw / "animals")
+    fill(raw, names=("holiday",))
+    assert set(scan_images(workspace).category) == {"animals", "holiday"}
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"If those in animals are the classes, name it: RAW={raw}/animals."
+
+
+def test_a_training_folder_alone_names_the_split_that_it_leaves_out(workspace, raw, fill, capsys):
+    for part in ("train", "val", "test"):
+        fill(raw / part)
+    scan_images(workspace.model_copy(update={"raw": raw / "train"}))
+    assert capsys.readouterr().out.splitlines() == [
+        f"train is used without its split: test, val lie beside it. To use them, name the folder above: RAW={raw}."
+    ]
 
 
 def test_plain_class_folders_have_nothing_to_say(raw, fill):

@@ -146,7 +146,7 @@ def test_paths_reach_the_kernels_as_absolute_ones(tmp_path, monkeypatch):
         write_notebook(Path(target))
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setenv("NOTEBOOK_PROGRESS", "lines")  # which is set for the kernels
     monkeypatch.chdir(tmp_path)  # kernels start in the repository
     notebooks.run_notebooks(aux.Settings.from_environment())
     for name in ("ROOT", "RAW", "WEIGHTS"):

@@ -16,6 +16,8 @@ from animals10.quality import check_images
 from animals10.settings import Settings
 from animals10.splits import load_splits
 
+pytestmark = pytest.mark.usefixtures("small_classes")
+
 
 def process(settings):
     processed = resize_images(settings, scan_images(settings))
@@ -236,9 +238,36 @@ def test_no_images_or_one_class_only_is_one_clear_error(tmp_path, draw, classes)
         scan_images(Settings(root=tmp_path, raw=tmp_path / "raw"))
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_data_set_in_an_old_workspace_names_both_before_anything_is_written(prepared, draw, tmp_path):
+    for name in ("rose", "tulip"):
+        draw(tmp_path / "flowers" / name / "a.jpg")
+    before = contents(prepared.root)
+    flowers = prepared.model_copy(update={"raw": tmp_path / "flowers"})
+    with pytest.raises(UserError) as error:
+        scan_images(flowers)
+    message = str(error.value)
+    assert "\n" not in message and f"of {prepared.raw} (50 images of blue, green, red)" in message
+    assert f"ANIMALS10_RAW is {flowers.raw} (2 images of rose, tulip)" in message and "(ANIMALS10_ROOT)" in message
+    assert contents(prepared.root) == before
+
+    moved = prepared.model_copy(update={"raw": prepared.raw.rename(tmp_path / "moved")})
+    (moved.raw / "red" / "red 00.jpeg").unlink()
+    draw(moved.raw / "red" / "new.jpg")
+    assert len(scan_images(moved)) == 50  # the same data set: moved, with one image more and one less
+    (prepared.data / "source.json").unlink()  # an older version has written none
+    with pytest.raises(UserError, match=r"of an unknown folder \(50 images of blue, green, red\)"):
+        scan_images(flowers)
+
+
 def test_a_workspace_has_one_image_size(prepared):
     other = prepared.model_copy(update={"image_size": 48})
     with pytest.raises(UserError, match="another size"):
-        resize_images(other, scan_images(other))
+        scan_images(other)
+    with pytest.raises(UserError, match="another size"):
+        resize_images(other, scan_images(prepared))
     with pytest.raises(UserError, match="another size"):
         load_splits(other)

@@ -127,11 +127,13 @@ def test_tensorboard_is_optional_and_its_absence_is_reported(monkeypatch):
 
 def test_without_network_the_download_tells_how_to_place_the_data(tmp_path, monkeypatch):
     def fail(*_, **__):
-        raise ConnectionError("no route to host\nand much more")
+        raise ConnectionError(f"{long} no route to host\nand much more")
+
+    long = "HTTPSConnectionPool(host='api.kaggle.com', port=443): Max retries exceeded with url: " + "x" * 200
 
     monkeypatch.setattr(kagglehub, "dataset_download", fail)
     raw = tmp_path / "data" / "raw-img"
-    message = rf"no route to host.*By hand: fetch https://www.kaggle.com.*{raw}"
+    message = rf"no route to host\)\. By hand: fetch https://www.kaggle.com.*{raw}\. .* RAW=folder\.$"
     with pytest.raises(UserError, match=message) as error:
         download(Settings(root=tmp_path, raw=raw))
     assert "\n" not in str(error.value)

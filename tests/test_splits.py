@@ -13,6 +13,11 @@ def resized(settings):
     return resize_images(settings, scan_images(settings))
 
 
+def split_in_spite_of_the_scan(settings):
+    resize_images(settings, scan_images(settings, allow_small_classes=True))
+    load_splits(settings)
+
+
 def test_the_split_is_stratified_complete_and_written_once(prepared):
     splits = load_splits(prepared)
     parts = [splits.train, splits.val, splits.test]
@@ -62,9 +67,11 @@ def test_oversampling_repeats_each_image_equally_often():
 def test_too_few_images_of_a_class_is_one_clear_error(settings):
     for path in sorted((settings.raw / "red").iterdir())[9:]:
         path.unlink()
-    resized(settings)
     with pytest.raises(UserError, match=r"red has 9.*at least 10"):
-        load_splits(settings)
+        scan_images(settings)
+    assert not (settings.data / "processed").exists()  # before hours are spent on resizing
+    with pytest.raises(UserError, match=r"red has 9.*at least 10"):
+        split_in_spite_of_the_scan(settings)
 
 
 def test_a_split_that_does_not_match_the_images_is_refused(prepared, draw):
@@ -190,9 +197,9 @@ def test_duplicates_do_not_count_towards_the_minimum_number_of_images(settings):
     red = sorted((settings.raw / "red").iterdir())
     for path in red[5:]:
         path.write_bytes(red[0].read_bytes())
-    resized(settings)
-    with pytest.raises(UserError, match=r"red has 5; .* not counting duplicates"):
-        load_splits(settings)
+    for refuse in (scan_images, split_in_spite_of_the_scan):
+        with pytest.raises(UserError, match=r"red has 5; .* not counting duplicates"):
+            refuse(settings)
 
 
 def test_frames_of_one_camera_have_a_way_out(settings):
@@ -201,21 +208,27 @@ def test_frames_of_one_camera_have_a_way_out(settings):
         first, *others = sorted((settings.raw / name).iterdir())[4:]
         for path in others:
             path.write_bytes(first.read_bytes())
-    resized(settings)
     with pytest.raises(UserError) as error:
-        load_splits(settings)
+        scan_images(settings)
     message = str(error.value)
     assert "\n" not in message and "green has 5, red has 5;" in message and "14 of red" in message
     assert "ANIMALS10_SPLIT=published" in message and "as folders train, val and test" in message
-    splits = load_splits(settings.model_copy(update={"split": "published"}))
+    published = settings.model_copy(update={"split": "published"})
+    resized(published)
+    splits = load_splits(published)
     assert splits.kind == "published" and len(splits.test) == 5
 
 
 def test_few_images_are_not_blamed_on_near_duplicates(settings):
     for path in sorted((settings.raw / "red").iterdir())[1:]:
         path.unlink()  # one image is left
-    resized(settings)
-    with pytest.raises(
-        UserError, match=r"red has 1; a class needs at least 10 .* Add some or remove its folder\. Then"
-    ):
-        load_splits(settings)
+    for refuse in (scan_images, split_in_spite_of_the_scan):
+        with pytest.raises(UserError, match=r"red has 1; a class needs at least 10 .* remove its folder\. Then"):
+            refuse(settings)
+
+
+def test_a_split_of_ones_own_decides_how_many_images_a_class_needs(prepared):
+    load_splits(prepared)
+    for path in sorted((prepared.raw / "red").iterdir())[8:]:
+        path.unlink()
+    assert (scan_images(prepared).category == "red").sum() == 8  # the tables may be edited

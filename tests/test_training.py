@@ -1,9 +1,7 @@
 import csv
 import dataclasses
 import importlib.util
-import io
 import json
-import sys
 from contextlib import contextmanager
 
 import keras
@@ -12,7 +10,6 @@ import pandas as pd
 import pytest
 
 import auxiliary as aux
-from animals10.callbacks import ProgressLine
 from animals10.execution import class_weights, compile_model
 from animals10.files import atomic_write
 from animals10.results import RESULT_COLUMNS
@@ -296,25 +293,17 @@ def kill_after_first(write):
     return writing
 
 
-@pytest.mark.parametrize("ci", ["", "true"])
-def test_a_line_shows_progress_to_whoever_can_see_it(monkeypatch, ci):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setenv("CI", ci)
-    line = ProgressLine("[3/42] mobnet2_small", range(3, 5), steps=10)  # three epochs are done
-    line.on_train_begin()
-    for epoch, calls in ((3, range(10)), (4, [9])):  # step by step, or all in one execution
-        line.on_epoch_begin(epoch)
-        for batch in calls:
-            line.on_train_batch_end(batch)
-        line.on_epoch_end(epoch, {"val_accuracy": 0.944})
-    assert line.bar.n == (0 if ci else 20)
-    line.on_train_end()
-    lines = [text.strip() for text in terminal.getvalue().split("\r")]
-    assert (lines == [""]) if ci else ("[3/42] mobnet2_small  epoch 4/5  ? left at most" in lines)
-    assert ci or lines[-1].startswith("[3/42] mobnet2_small  epoch 5/5  val accuracy 0.94  took 00:0")
+def test_without_network_and_weights_the_message_is_whole_and_says_what_to_do(prepared, monkeypatch):
+    def fail(**_):  # as Keras does
+        raise Exception(f"URL fetch failure on https://storage.googleapis.com/{'x' * 200}.h5: None -- no route to host")
+
+    monkeypatch.setattr("keras.applications.MobileNetV2", fail)
+    settings = prepared.model_copy(update={"weights": "imagenet"})
+    with pytest.raises(aux.UserError) as error:
+        aux.train(settings, aux.Experiment("head", aux.Transfer("MobileNetV2"), aux.Training(1e-3, 1)))
+    message = str(error.value)
+    assert "xxx.h5: None -- no route to host. Without a network here: fetch that file" in message
+    assert "~/.keras/models" in message and "ANIMALS10_WEIGHTS" in message and "\n" not in message
 
 
 def test_metrics_of_known_predictions():
