@@ -11,8 +11,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
 from animals10.csv_append import append_row
-from animals10.report import collect, render, run_details, write_report
+from animals10.report import collect, render, write_report
 from animals10.report_charts import VEGA_LITE, at_least_a_decade, cost_chart, looks_of
+from animals10.report_runs import run_details
 from animals10.results import RESULT_COLUMNS
 from animals10.runs import EFFICIENCY
 
