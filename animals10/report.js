@@ -13,6 +13,8 @@ const config = {
   legend: { labelColor: ink, titleColor: ink, labelFontSize: 12 },
 };
 
+const options = { actions: false, renderer: "svg", config };
+
 // ── charts ──
 // Vega is started when the first chart is drawn: the table is there sooner.
 const startVega = () => window.vegaEmbed ?? document.head.append(
@@ -30,7 +32,7 @@ function specification(name, rows, classes, room) {
 function draw(box, rows) {
   startVega();
   const chart = specification(box.dataset.chart, rows, Number(box.dataset.size), box.parentElement.clientWidth);
-  return vegaEmbed(box, chart, { actions: false, renderer: "svg", config });
+  return vegaEmbed(box, chart, options);
 }
 
 // ── the tables, and their search, filters and order, which the address keeps ──
@@ -159,6 +161,7 @@ function h(tag, attributes = {}, ...children) {
   return made;
 }
 const cells = (tag, values) => values.map(value => h(tag, tag === "th" ? { scope: "col" } : {}, value));
+const grouped = (...numbers) => numbers.map(number => number.toLocaleString("en"));
 const signed = value => (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(3);
 
 // McNemar's exact test: the two-sided p-value of `first` heads in tosses of a fair coin.
@@ -198,8 +201,8 @@ function pairedTest(runs) {
     h("table", {},
       h("thead", {}, h("tr", {}, ...cells("th", ["test images", "B correct", "B wrong"]))),
       h("tbody", {},
-        h("tr", {}, h("th", { scope: "row" }, "A correct"), ...cells("td", [both, onlyFirst])),
-        h("tr", {}, h("th", { scope: "row" }, "A wrong"), ...cells("td", [onlySecond, neither])))),
+        h("tr", {}, h("th", { scope: "row" }, "A correct"), ...cells("td", grouped(both, onlyFirst))),
+        h("tr", {}, h("th", { scope: "row" }, "A wrong"), ...cells("td", grouped(onlySecond, neither))))),
     h("p", {}, h("small", {}, "The test compares the images that only one of the two predicts correctly. It is not corrected for the number of comparisons: among many pairs, some differ by chance.")),
   );
   return section;
@@ -314,12 +317,6 @@ open();
 const paper = element("paper");
 let unfolded = [];
 
-function onPaper(box, name, rows, width, height, classes) {
-  const chart = { ...specification(name, rows, classes, width), width, height };
-  const { spec } = vegaLite.compile(chart, { config });
-  new vega.View(vega.parse(spec), { renderer: "svg" }).initialize(box).run(); // at once: printing does not wait
-}
-
 addEventListener("beforeprint", () => {
   document.documentElement.classList.remove("dark");
   unfolded = [...document.querySelectorAll("details:not([open])")];
@@ -329,21 +326,23 @@ addEventListener("beforeprint", () => {
   const all = { ...Object.fromEntries(new FormData(form)), search: "", ...Object.fromEntries(columns.map(name => [name, ""])) };
   show(all);
   startVega();
-  const figure = (title, ...given) => {
-    const box = h("div", { class: "chart" }), made = h("figure", {}, h("figcaption", {}, title), box);
-    onPaper(box, ...given);
-    return made;
+  // Vega waits for nothing but promises that are kept at once, and printing begins after these.
+  const figure = (title, name, rows, width, height, classes) => {
+    const box = h("div", { class: "chart" });
+    vegaEmbed(box, { ...specification(name, rows, classes, width), width, height }, options);
+    return h("figure", {}, h("figcaption", {}, title), box);
   };
-  if (points.length) paper.append(h("h2", {}, "Accuracy and cost"), h("div", { class: "sheet" }, ...[...boxes].map(box =>
-    figure(box.previousElementSibling.textContent, box.dataset.chart, points, 380, 260))));
+  if (points.length) paper.append(h("h2", {}, "Accuracy and cost"), h("div", { class: "costs" }, ...[...boxes].map(box =>
+    figure(box.previousElementSibling.textContent, box.dataset.chart, points, 420, 260))));
   const runs = points.map(point => [point, stored_run(point.id)]);
-  if (runs.some(([, run]) => run.querySelector(".chart"))) paper.append(h("h2", {}, "Learning curves and confusion matrices"));
+  const sheets = h("div", { class: "sheets" });
+  if (runs.some(([, run]) => run.querySelector(".chart"))) paper.append(h("h2", {}, "Learning curves and confusion matrices"), sheets);
   for (const [point, run] of runs) {
     const parts = [...run.querySelectorAll(".chart")].map(box => {
       const name = box.dataset.chart, rows = JSON.parse(box.closest("[data-rows]").dataset.rows), classes = Number(box.dataset.size);
-      return figure(classes ? "confusion matrix" : name, name, rows, classes ? 170 : 250, classes ? 170 : 140, classes);
+      return figure(classes ? "confusion matrix" : name, name, rows, classes ? 200 : 170, classes ? 200 : 72, classes);
     });
-    if (parts.length) paper.append(h("section", {}, h("h3", {}, point.run), h("div", { class: "sheet" }, ...parts)));
+    if (parts.length) sheets.append(h("section", {}, h("h3", {}, point.run), h("div", { class: "sheet" }, ...parts)));
   }
 });
 addEventListener("afterprint", () => {

@@ -56,13 +56,15 @@ def curves_of_two(name: str) -> alt.LayerChart:
     chart = chart.transform_fold(["training", "validation"], as_=["part", "value"])
     epoch = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d", grid=False))
     legend = alt.Legend(orient="top", title=None, columns=1, labelLimit=420, symbolType="stroke")
+    line: Any = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeColor": INK, "symbolFillColor": "transparent"}
+    parts = alt.Legend(orient="top", title=None, columns=1, **line)
     run: Any = {"sort": None, "scale": alt.Scale(range=[BLUE, ORANGE]), "legend": legend}
     dash = alt.Scale(domain=["training", "validation"], range=[[5, 3], [1, 0]])
     lines = chart.mark_line(point={"filled": True, "size": 22}).encode(
         x=epoch.scale(zero=False, nice=False, padding=8),
         y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
         color=alt.Color("run:N", **run),
-        strokeDash=alt.StrokeDash("part:N", legend=LEGEND, scale=dash),
+        strokeDash=alt.StrokeDash("part:N", legend=parts, scale=dash),
         tooltip=["run:N", "part:N", "epoch:Q", alt.Tooltip("value:Q", title=name, format=".3f")],
     )
     best = alt.Chart(ROWS).transform_filter("datum.is_best").mark_rule(strokeDash=[2, 3])
