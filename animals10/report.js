@@ -96,6 +96,11 @@ for (const [name, value] of new URLSearchParams(location.search)) {
   control.value = value;
   if (control.value !== value) control.value = before; // a link to an option that is no more
 }
+// On a phone the form is folded, unless the address has something to show.
+const find = element("find"), phone = matchMedia("(max-width: 700px)");
+const fold = () => { find.open = !phone.matches || location.search.length > 1; };
+phone.addEventListener("change", fold);
+fold();
 form.addEventListener("input", update);
 form.addEventListener("submit", event => event.preventDefault());
 form.addEventListener("reset", () => setTimeout(update));
@@ -162,7 +167,7 @@ function h(tag, attributes = {}, ...children) {
 }
 const cells = (tag, values) => values.map(value => h(tag, tag === "th" ? { scope: "col" } : {}, value));
 const grouped = (...numbers) => numbers.map(number => number.toLocaleString("en"));
-const signed = value => (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(3);
+const signed = value => (value >= 0.0005 ? "+" : value <= -0.0005 ? "−" : "±") + Math.abs(value).toFixed(3);
 
 // McNemar's exact test: the two-sided p-value of `first` heads in tosses of a fair coin.
 function exactTest(first, second) {
@@ -258,7 +263,7 @@ function overlaid(runs) {
   const section = h("section", { class: "curves" }, h("h3", {}, "Learning curves"));
   const curves = runs.map(run => JSON.parse(run.querySelector(".curves")?.dataset.rows ?? "[]"));
   curves.forEach((rows, index) => rows.length || section.append(h("p", { class: "note" }, `${"AB"[index]} has no learning curve.`)));
-  const rows = curves.flatMap((rows, index) => rows.map(row => ({ ...row, run: `${"AB"[index]}: ${runs[index].dataset.label}` })));
+  const rows = curves.flatMap((rows, index) => rows.map(row => ({ ...row, run: "AB"[index] })));
   if (!rows.length) return section;
   section.dataset.rows = JSON.stringify(rows);
   const box = h("div", { class: "charts" });
@@ -340,7 +345,7 @@ addEventListener("beforeprint", () => {
   for (const [point, run] of runs) {
     const parts = [...run.querySelectorAll(".chart")].map(box => {
       const name = box.dataset.chart, rows = JSON.parse(box.closest("[data-rows]").dataset.rows), classes = Number(box.dataset.size);
-      return figure(classes ? "confusion matrix" : name, name, rows, classes ? 200 : 170, classes ? 200 : 72, classes);
+      return figure(classes ? "confusion matrix" : name, name, rows, classes ? 190 : 170, classes ? 190 : 58, classes);
     });
     if (parts.length) sheets.append(h("section", {}, h("h3", {}, point.run), h("div", { class: "sheet" }, ...parts)));
   }

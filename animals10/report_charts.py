@@ -55,9 +55,8 @@ def curves_of_two(name: str) -> alt.LayerChart:
     chart = alt.Chart(ROWS).transform_calculate(training=f"datum.{name}", validation=f"datum.val_{name}")
     chart = chart.transform_fold(["training", "validation"], as_=["part", "value"])
     epoch = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d", grid=False))
-    legend = alt.Legend(orient="top", title=None, columns=1, labelLimit=420, symbolType="stroke")
-    line: Any = {"symbolType": "stroke", "symbolSize": 400, "symbolStrokeColor": INK, "symbolFillColor": "transparent"}
-    parts = alt.Legend(orient="top", title=None, columns=1, **line)
+    line: Any = {"orient": "top", "title": None, "symbolType": "stroke", "symbolSize": 300}
+    legend, parts = alt.Legend(**line), alt.Legend(symbolStrokeColor=INK, symbolFillColor="transparent", **line)
     run: Any = {"sort": None, "scale": alt.Scale(range=[BLUE, ORANGE]), "legend": legend}
     dash = alt.Scale(domain=["training", "validation"], range=[[5, 3], [1, 0]])
     lines = chart.mark_line(point={"filled": True, "size": 22}).encode(
