@@ -33,11 +33,15 @@ EXAMPLE_PIXELS = 112  # edge of an example's square thumbnail
 # Choices beside the result on a desktop, above it on a phone; both fit on the screen.
 STYLE = """
 .nicegui-content { padding: 1rem clamp(.8rem, 2vw, 2rem); gap: .6rem; }
-#page { display: grid; grid-template-columns: minmax(0, 25rem) minmax(0, 1fr); gap: 1rem 2.5rem; width: 100%; align-items: start; }
-#examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(3.4rem, 1fr)); gap: .3rem; width: 100%; }
+#page { display: grid; grid-template-columns: minmax(0, 25rem) minmax(0, 1fr); gap: 1rem 2.5rem; }
+#page { width: 100%; align-items: start; }
+#examples { display: grid; grid-template-columns: repeat(5, 1fr); gap: .3rem; width: 100%; }
 #examples .q-img { width: 100%; aspect-ratio: 1; }
 #images { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; width: 100%; }
 #images .q-img { height: min(calc(100vh - 22rem), 40rem); min-height: 9rem; }
+.q-uploader__subtitle { display: none; }
+.q-uploader__list { min-height: 2rem; padding: 0; }
+.q-field__native span { white-space: normal !important; }
 #message { min-height: 1.5rem; overflow-wrap: anywhere; }
 @media (max-width: 900px) {
   #page { grid-template-columns: minmax(0, 1fr); }
@@ -211,7 +215,7 @@ class Page:
         with self.images:
             for image, description in ((shown, "the image"), (heatmap, "Grad-CAM heatmap over the image")):
                 if image:
-                    self.ui.image(image).props(f'fit=contain alt="{description}"')
+                    self.ui.image(image).props(f'fit=contain position="50% 0" alt="{description}"')
 
 
 def serve(settings: Settings, port: int | None = None) -> None:

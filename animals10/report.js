@@ -101,7 +101,7 @@ const find = element("find"), phone = matchMedia("(max-width: 700px)");
 const fold = () => { find.open = !phone.matches || location.search.length > 1; };
 phone.addEventListener("change", fold);
 fold();
-form.addEventListener("input", update);
+for (const event of ["input", "change"]) form.addEventListener(event, update);
 form.addEventListener("submit", event => event.preventDefault());
 form.addEventListener("reset", () => setTimeout(update));
 for (const table of tables) {

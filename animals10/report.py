@@ -147,9 +147,9 @@ def collect(settings: Settings) -> pd.DataFrame:
         The columns of `results_table`, those of `data/published-results.csv` with the suffix `_published`, and
         `agreement`, `measured` (whether there is a run), `full` (whether no cap on epochs shortened it), `setting`
         (data set, share of Animals-10, split, whether weights are random and epochs capped: runs of one setting can be
-        compared), `heading` (`OWN` if the catalogue does not hold the run's id), `notebook`, `backbone`, `label` (unique),
-        `short_label` (what the columns `SHOWN` do not tell) and `id`, which names the row in the page. Runs that are
-        not measured come last.
+        compared), `heading` (`OWN` if the catalogue does not hold the run's id), `notebook`, `backbone`, `label`
+        (unique), `short_label` (what the columns `SHOWN` do not tell) and `id`, which names the row in the page. Runs
+        that are not measured come last.
 
     Raises:
         UserError: There are no results, or they lack a column.
