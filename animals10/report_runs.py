@@ -164,7 +164,7 @@ def _correct(predictions: pd.DataFrame) -> dict[str, str]:
     table = predictions.sort_values("relpath")
     bits = np.packbits((table.category == table.predicted).to_numpy(bool))
     images = sha256("\n".join(table.relpath).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return {"images": images, "correct": base64.b64encode(bits).decode()}
+    return {"images": images, "correct": base64.b64encode(bits.tobytes()).decode()}
 
 
 def thumbnail(path: Path) -> str:
