@@ -1,4 +1,4 @@
-"""The demo: a page on this machine where one drops an image and sees what a stored model predicts.
+"""The demo: a page on this machine where one drops an image, or chooses an example, and sees a model's prediction.
 
 The page requests nothing from the network, and no image leaves this machine; uploads are deleted when it ends. It
 needs nicegui, which is optional: `make extras` installs it.
@@ -6,7 +6,7 @@ needs nicegui, which is optional: `make extras` installs it.
 
 import tempfile
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,8 +14,9 @@ from uuid import uuid4
 import keras
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image
+from PIL import Image, ImageOps
 
+from animals10.dataset import ENGLISH, ITALIAN
 from animals10.decoding import open_image, to_rgb
 from animals10.files import UserError, display_path
 from animals10.grad_cam import grad_cam
@@ -23,11 +24,32 @@ from animals10.images import processed_pixels
 from animals10.inference import classify
 from animals10.models import load_model
 from animals10.runs import run_labels, stored_runs
-from animals10.settings import Settings
+from animals10.settings import SAMPLE, Settings
 
 MAX_MEGABYTES = 20  # of an upload
 SHOWN_PIXELS = 640  # longer edge of an image that is shown
 TOP = 3  # classes
+EXAMPLE_PIXELS = 112  # edge of an example's square thumbnail
+# Choices beside the result on a desktop, above it on a phone; both fit on the screen.
+STYLE = """
+.nicegui-content { padding: 1rem clamp(.8rem, 2vw, 2rem); gap: .6rem; }
+#page { display: grid; grid-template-columns: minmax(0, 25rem) minmax(0, 1fr); gap: 1rem 2.5rem; }
+#page { width: 100%; align-items: start; }
+#examples { display: grid; grid-template-columns: repeat(5, 1fr); gap: .3rem; width: 100%; }
+#examples .q-img { width: 100%; aspect-ratio: 1; }
+#images { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; width: 100%; }
+#images .q-img { height: min(calc(100vh - 22rem), 40rem); min-height: 9rem; }
+.q-uploader__subtitle { display: none; }
+.q-uploader__list { min-height: 2rem; padding: 0; }
+.q-field__native span { white-space: normal !important; }
+#message { min-height: 1.5rem; overflow-wrap: anywhere; }
+@media (max-width: 900px) {
+  #page { grid-template-columns: minmax(0, 1fr); }
+  #page h1 { font-size: 1.4rem; }
+  #examples { grid-template-columns: repeat(10, 1fr); }
+  #images .q-img { height: 44vw; }
+}
+"""
 
 
 def titled_models(settings: Settings) -> dict[str, Path]:
@@ -103,27 +125,50 @@ def predict_file(
     return prediction.top(TOP), shown, heatmap, message
 
 
+@lru_cache(maxsize=1)
+def example_images() -> dict[str, tuple[Path, Image.Image]]:
+    """Returns one drawing of the sample for each of its classes, by class name: its file and a square thumbnail."""
+    found: dict[str, tuple[Path, Image.Image]] = {}
+    for path in sorted(SAMPLE.glob("*/*")):
+        name = dict(zip(ITALIAN, ENGLISH, strict=True)).get(path.parent.name, path.parent.name)
+        if name in found:
+            continue
+        with suppress(OSError, ValueError, SyntaxError), open_image(path) as image:  # some are damaged on purpose
+            found[name] = path, ImageOps.fit(to_rgb(image), (EXAMPLE_PIXELS, EXAMPLE_PIXELS))
+    return found
+
+
 class Page:
-    """The page of one visitor: an upload, the choice of a model, and the prediction."""
+    """The page of one visitor: an upload or an example, the choice of a model, and the prediction."""
 
     def __init__(self, ui: Any, run: Any, models: dict[str, Path], folder: Path):
         """Builds the page with nicegui's `ui` and `run`, for models by title; uploads go to a folder."""
         self.ui, self.run, self.models, self.folder = ui, run, models, folder
         self.file: Path | None = None
         self.name = ""
-        ui.label("Which class does the image belong to?").classes("text-h4").props("role=heading aria-level=1")
-        ui.label("Drop an image. It stays on this machine.")
-        with ui.row().classes("w-full gap-8"):
-            with ui.column().classes("w-96 max-w-full"):
+        ui.add_css(STYLE)
+        with ui.element("main").props("id=page"):
+            with ui.column().classes("w-full gap-3"):
+                with ui.element("h1").classes("text-h5"):
+                    ui.label("Which class does the image belong to?")
                 limit = {"max_file_size": MAX_MEGABYTES * 1_000_000, "on_rejected": self.reject}
-                label = f"Drop an image here, or press +; up to {MAX_MEGABYTES} MB"
+                label = f"Drop an image here, or press +; up to {MAX_MEGABYTES} MB. It stays on this machine."
                 self.upload = ui.upload(label=label, auto_upload=True, on_upload=self.take, **limit).classes("w-full")
+                if examples := example_images():
+                    ui.label("Or choose a drawing:")
+                    with ui.element("div").props("id=examples"):
+                        for name, (path, thumbnail) in examples.items():
+                            button = ui.button(on_click=partial(self.choose, path, name)).props("flat padding=none")
+                            button.props(f'aria-label="drawing: {name}" title="{name}"')
+                            with button:
+                                ui.image(thumbnail).props('alt=""')
                 choice = {"value": next(iter(models)), "on_change": self.respond}
                 self.model = ui.select(list(models), label="Model", **choice).classes("w-full").props("id=model")
                 self.cam = ui.switch("Show the Grad-CAM heatmap", value=True, on_change=self.respond)
-                self.message = ui.label().props("role=status id=message")
+            with ui.column().classes("w-full gap-2").props("id=result"):
+                self.message = ui.label("The prediction will be here.").props("role=status id=message")
                 self.classes = ui.column().classes("w-full gap-1").props("id=classes")
-            self.images = ui.row().props("id=images")
+                self.images = ui.element("div").props("id=images")
 
     def reject(self) -> None:
         """Shows that a file is too large: the browser does not send it."""
@@ -139,9 +184,15 @@ class Page:
         await event.file.save(self.file)
         await self.respond()
 
+    async def choose(self, path: Path, name: str) -> None:
+        """Classifies an example in place of an upload."""
+        self.delete_upload()
+        self.file, self.name = path, name
+        await self.respond()
+
     def delete_upload(self) -> None:
-        """Deletes the uploaded file."""
-        if self.file:
+        """Deletes the uploaded file; an example stays."""
+        if self.file and self.file.parent == self.folder:
             self.file.unlink(missing_ok=True)
 
     async def respond(self) -> None:
@@ -150,7 +201,10 @@ class Page:
             return
         self.message.text = "…"
         given = self.file, self.name, self.models[self.model.value], self.cam.value
-        top, shown, heatmap, self.message.text = await self.run.io_bound(predict_file, *given)
+        top, shown, heatmap, message = await self.run.io_bound(predict_file, *given)
+        if given != (self.file, self.name, self.models[self.model.value], self.cam.value):
+            return  # the visitor has chosen another one meanwhile
+        self.message.text = message
         self.classes.clear()
         self.images.clear()
         with self.classes:
@@ -161,8 +215,7 @@ class Page:
         with self.images:
             for image, description in ((shown, "the image"), (heatmap, "Grad-CAM heatmap over the image")):
                 if image:
-                    drawn = self.ui.image(image).classes("max-w-full").style("width: min(26rem, 90vw)")
-                    drawn.props(f'alt="{description}"')
+                    self.ui.image(image).props(f'fit=contain position="50% 0" alt="{description}"')
 
 
 def serve(settings: Settings, port: int | None = None) -> None:

@@ -47,6 +47,31 @@ def learning_curve(name: str) -> alt.LayerChart:
     return (best + lines).properties(width="container", height=230, description=description)
 
 
+def curves_of_two(name: str) -> alt.LayerChart:
+    """Returns a chart of accuracy or loss by epoch of two runs, one colour each; training is dashed.
+
+    Its rows are those of `learning_curve`, with `run`, a name.
+    """
+    chart = alt.Chart(ROWS).transform_calculate(training=f"datum.{name}", validation=f"datum.val_{name}")
+    chart = chart.transform_fold(["training", "validation"], as_=["part", "value"])
+    epoch = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d", grid=False))
+    line: Any = {"orient": "top", "title": None, "symbolType": "stroke", "symbolSize": 300}
+    legend, parts = alt.Legend(**line), alt.Legend(symbolStrokeColor=INK, symbolFillColor="transparent", **line)
+    run: Any = {"sort": None, "scale": alt.Scale(range=[BLUE, ORANGE]), "legend": legend}
+    dash = alt.Scale(domain=["training", "validation"], range=[[5, 3], [1, 0]])
+    lines = chart.mark_line(point={"filled": True, "size": 22}).encode(
+        x=epoch.scale(zero=False, nice=False, padding=8),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+        color=alt.Color("run:N", **run),
+        strokeDash=alt.StrokeDash("part:N", legend=parts, scale=dash),
+        tooltip=["run:N", "part:N", "epoch:Q", alt.Tooltip("value:Q", title=name, format=".3f")],
+    )
+    best = alt.Chart(ROWS).transform_filter("datum.is_best").mark_rule(strokeDash=[2, 3])
+    description = f"training and validation {name} by epoch of both runs; dotted lines mark their best epochs"
+    layers = best.encode(x=epoch, color=alt.Color("run:N", **run)) + lines
+    return layers.properties(width="container", height=230, description=description)
+
+
 def confusion_chart() -> alt.LayerChart:
     """Returns a chart of a confusion matrix: numbers of test images; opacity is the share of the true class."""
     grid: dict[str, Any] = {"grid": True, "tickBand": "extent"}

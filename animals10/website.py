@@ -17,7 +17,7 @@ from pygments.formatters import HtmlFormatter
 from animals10.files import REPOSITORY, atomic_write, display_path, reading, refuse_to_replace, user_facing_os_errors
 from animals10.notebooks import read_notebook
 from animals10.readme import FIGURE_MARK, README, repository_settings
-from animals10.report import load_template, render
+from animals10.report import MARK, load_template, render
 from animals10.settings import NOTEBOOKS
 
 SITE = REPOSITORY / "build" / "site"
@@ -33,7 +33,6 @@ SOURCES = {
     "docs/design.md": "data flow, identity of a run, reproducibility, columns of results.csv",
 }
 COPIES = {"results.csv": "model_id", "data/results.svg": FIGURE_MARK}  # and what each has among its first bytes
-MARK = 'name="generator" content="animals10"'  # of each page
 CODE_STYLES = {"light": "vs", "dark": "github-dark"}  # of Pygments
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
@@ -74,10 +75,20 @@ def test_a_visitor_drops_images_and_chooses_a_model(served, browser, draw, tmp_p
         wait.until(lambda _: browser.find_elements(By.CSS_SELECTOR, "input[type=file]"))
         browser.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(path))
 
-    upload(draw(tmp_path / "a.png", (200, 40, 40), (80, 60)))
-    wait.until(lambda _: text("#classes").startswith("red: "))
+    # An example is classified by one click, and the result is in view.
+    browser.set_window_size(1400, 900)
+    wait.until(lambda _: len(browser.find_elements(By.CSS_SELECTOR, "#examples button")) == 10)
+    example = browser.find_element(By.CSS_SELECTOR, "#examples button[aria-label='drawing: cat']")
+    example.send_keys(Keys.ENTER)
     wait.until(lambda _: len(browser.find_elements(By.CSS_SELECTOR, "#images img")) == 2)
-    assert browser.find_element(By.CSS_SELECTOR, "#images img").get_property("naturalWidth") == 80
+    (choices, result), height = browser.find_elements(By.CSS_SELECTOR, "#page > *"), browser.get_window_size()["height"]
+    assert result.rect["y"] + result.rect["height"] <= height and result.rect["y"] < 100
+    assert result.rect["x"] > choices.rect["x"] + choices.rect["width"] and result.rect["width"] > 700
+    example_classes = text("#classes")
+    upload(draw(tmp_path / "a.png", (200, 40, 40), (80, 60)))
+    wait.until(lambda _: text("#classes") != example_classes and text("#classes").startswith("red: "))
+    width = "return document.querySelector('#images img')?.naturalWidth"
+    wait.until(lambda _: browser.execute_script(width) == 80)
     before = text("#classes")
     body = browser.find_element(By.TAG_NAME, "body")
     assert "trained: validation" in body.text and "untrained: " not in body.text  # the best one is chosen

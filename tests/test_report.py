@@ -11,8 +11,10 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import auxiliary as aux
 from animals10.csv_append import append_row
-from animals10.report import collect, render, run_details, write_report
+from animals10.readme import repository_settings
+from animals10.report import collect, render, write_report
 from animals10.report_charts import VEGA_LITE, at_least_a_decade, cost_chart, looks_of
+from animals10.report_runs import run_details
 from animals10.results import RESULT_COLUMNS
 from animals10.runs import EFFICIENCY
 
@@ -41,50 +43,52 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     def find(selector):
         return browser.find_elements(By.CSS_SELECTOR, selector)
 
-    def runs():
-        return [cell.text for cell in find("#runs tbody th")]
+    def runs(number=""):
+        return [cell.text for cell in find(f"section.runs{number} tbody th")]
 
     wait.until(lambda _: find("html[data-ready]"))
-    assert browser.title == "Animals-10: runs and results" and find("html[lang=en]") and find("#runs caption")
+    # The title is the data set's, and runs that the catalogue does not hold have a heading of their own.
+    assert browser.title == find("h1")[0].text == "raw: runs and results" and find("html[lang=en]")
+    assert [heading.text for heading in find("section.runs h2")] == ["Runs of your own", "Runs of the study"]
+    own, study = (f":nth-of-type({number})" for number in (1, 2))
 
     # Measured runs by validation accuracy, whatever their test accuracy; filters hide those that are not measured, and
     # other data than the largest test set's (or, of two that are equal, the one with more runs).
     choice = Select(find("#filter-dataset")[0])
     assert [option.text for option in choice.options] == ["all", "other", "raw"]
-    assert choice.first_selected_option.text == "raw" and set(runs()) == {"conv4dense2", "own"}
+    assert choice.first_selected_option.text == "raw" and runs(own) == ["own"]
+    assert runs(study) == ["conv4dense2"]
     choice.select_by_visible_text("all")
-    assert set(runs()[:2]) == {"conv4dense2", "own"} and runs()[2:] == ["gone"]
-    assert find("#runs thead th:nth-child(2)[aria-sort=descending]")
-    row = next(row for row in find("#runs tbody tr") if row.text.startswith("conv4dense2"))
+    assert runs(own) == ["own", "gone"]
+    assert find("table.runs thead th:nth-child(2)[aria-sort=descending]")
+    row = next(row for row in find("table.runs tbody tr") if row.text.startswith("conv4dense2"))
     assert "0.615" in row.text and "not compared: measured on raw" in row.text
-    bar = row.find_element(By.CSS_SELECTOR, ".interval")
+    bar = row.find_element(By.CSS_SELECTOR, ".bar")
     assert "95 % interval" in bar.get_attribute("aria-label") and "published 0.615" in bar.get_attribute("aria-label")
 
-    # Sorted by the keyboard, up and down.
-    sort = find("#runs thead th:nth-child(1) .dt-column-order")[0]
-    sort.send_keys(Keys.ENTER)
-    wait.until(lambda _: find("#runs thead th:nth-child(1)[aria-sort=ascending]"))
-    assert runs() == ["conv4dense2", "gone", "own"]
-    sort.send_keys(Keys.ENTER)
-    wait.until(lambda _: find("#runs thead th:nth-child(1)[aria-sort=descending]"))
-    assert runs() == ["own", "gone", "conv4dense2"]
+    # Sorted by the keyboard, up and down, both tables alike.
+    sort = find("table.runs thead th:nth-child(1) .dt-column-order")[0]
+    for order, expected in {"ascending": ["gone", "own"], "descending": ["own", "gone"]}.items():
+        sort.send_keys(Keys.ENTER)
+        wait.until(lambda _, order=order: len(find(f"table.runs thead th:nth-child(1)[aria-sort={order}]")) == 2)
+        assert runs(own) == expected
 
     # Filtered, and the charts with the table.
     browser.execute_script("document.getElementById('costs').scrollIntoView()")
     points = "#costs .chart[data-chart=params] .layer_3_marks path"
     wait.until(lambda _: len(find(points)) == 3)
     choice.select_by_visible_text("other")
-    assert runs() == ["gone"]
+    assert runs(own) == ["gone"] and "No run fits" in find(f"section.runs{study}")[0].text
     wait.until(lambda _: len(find(points)) == 1)
     Select(find("#filter-measured")[0]).select_by_visible_text("all")
     Select(find("#filter-notebook")[0]).select_by_visible_text("03")
     Select(find("#filter-backbone")[0]).select_by_visible_text("ResNet50V2")
-    assert runs() and all(name.startswith("resnet") for name in runs())  # not measured, so on no data set
+    assert runs(study) and all(name.startswith("resnet") for name in runs(study))  # not measured, so on no data set
     for name in ("notebook", "backbone", "dataset"):  # and back
         Select(find(f"#filter-{name}")[0]).select_by_visible_text("all")
 
     # A run opens, shows all that is stored, and closes.
-    link = next(link for link in find("#runs tbody a") if link.text == "own")
+    link = next(link for link in find("table.runs tbody a") if link.text == "own")
     link.send_keys(Keys.ENTER)
     wait.until(lambda _: len(find("#view[open] .chart svg")) == 3)
     view = find("#view")[0]
@@ -104,9 +108,139 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     assert "gone" in find("#view h2")[0].text and "is missing" in find("#view")[0].text
     assert not find("#view .chart") and "learning rate" in find("#view")[0].text
 
-    browser.set_window_size(500, 900)
-    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Returns a function that opens a report at an address, and returns a function that finds elements in it."""
+
+    def _opened(settings, address="", name="report.html"):
+        page = tmp_path / name
+        if not page.exists():
+            page.write_text(render(settings), encoding="utf-8")
+        browser.get("about:blank")  # else an address that differs in its hash alone loads nothing
+        browser.get(page.as_uri() + address)
+        WebDriverWait(browser, 20).until(lambda _: browser.find_elements(By.CSS_SELECTOR, "html[data-ready]"))
+        return lambda selector: browser.find_elements(By.CSS_SELECTOR, selector)
+
+    return _opened
+
+
+def test_two_runs_are_ticked_and_compared(workspace, browser, opened):
+    find, wait = opened(workspace), WebDriverWait(browser, 20)
+    for name in ("conv4dense2", "own"):
+        (box,) = find(f"table.runs input[aria-label^='compare {name}']")
+        box.send_keys(Keys.SPACE)
+    assert not find("#view[open]")  # a tick does not open the run
+    (bar,) = find("#compare")
+    assert "conv4dense2, capped at 1 epoch and own" in bar.text
+    bar.find_element(By.TAG_NAME, "button").click()
+    wait.until(lambda _: len(find("#view[open] .chart svg")) == 2)
+
+    # The paired test is that of `compare_runs`.
+    runs = [aux.Run(name, next(workspace.models.glob(f"{name}-*"))) for name in ("conv4dense2", "own")]
+    expected, predictions = aux.compare_runs(*runs), [run.predictions for run in runs]
+    both = sum(
+        (predictions[0].category == predictions[0].predicted) & (predictions[1].category == predictions[1].predicted)
+    )
+    table = [int(cell.text) for cell in find("#paired-test td")]
+    assert table[:3] == [both, expected["only_first"], expected["only_second"]] and sum(table) == 5
+    assert f"p = {expected['p_value']:.3f}" in find("#paired-test")[0].text
+
+    # What differs is there, what is equal is folded; metrics per class; the curves of both in one chart.
+    differences = {row.text.partition("\n")[0] for row in find("#differences tbody tr")}
+    assert any("learning rate 0.0007 0.01" in line for line in differences)
+    assert any("maximum epochs 25 1" in line for line in differences)
+    assert not any("filters" in line for line in differences)
+    (equal,) = find("#differences details dl")
+    assert "filters" in equal.get_property("textContent") and not equal.is_displayed()
+    report = aux.classification_reports(runs[0]).droplevel(0, axis=1)
+    row = next(row for row in find("#per-class tr") if row.text.startswith("blue "))
+    assert row.text.split()[1] == f"{report.loc['blue', 'recall']:.3f}"
+    points = find("#view [data-chart=accuracy-of-two] svg .mark-symbol.role-mark path")
+    assert len({point.get_attribute("fill") for point in points}) == 2  # a colour for each run
+
+    # The address leads there again; on other test images, the page says why there is no test.
+    address = browser.current_url.partition("#")[2]
+    find = opened(workspace, f"#{address}")
+    wait.until(lambda _: find("#view[open] #paired-test"))
+    run = next(workspace.models.glob("own-*"))
+    predictions = aux.read_table(run / "predictions.csv")
+    aux.write_table(predictions.iloc[1:], run / "predictions.csv")
+    find = opened(workspace, f"#{address}", "other.html")
+    assert "different test images" in find("#paired-test")[0].text and not find("#paired-test td")
+    (run / "predictions.csv").unlink()
+    find = opened(workspace, f"#{address}", "none.html")
+    assert "the predictions of own are not stored" in find("#paired-test")[0].text
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_the_address_keeps_search_filters_and_order(workspace, browser, opened):
+    find = opened(workspace)
+    assert "?" not in browser.current_url
+    Select(find("#filter-dataset")[0]).select_by_visible_text("all")
+    find("#filters [name=search]")[0].send_keys("n")
+    sort = "table.runs thead th[data-name=accuracy]"
+    find(f"{sort} .dt-column-order")[0].send_keys(Keys.ENTER)
+    before, address = [row.text for row in find("table.runs tbody tr")], browser.current_url
+    assert len(before) == 3 and find(f"{sort}[aria-sort=ascending]")
+    find = opened(workspace, "?" + address.partition("?")[2])
+    assert [row.text for row in find("table.runs tbody tr")] == before and find(f"{sort}[aria-sort=ascending]")
+    assert find("#filters [name=search]")[0].get_property("value") == "n"
+    find("#filters [type=reset]")[0].click()
+    WebDriverWait(browser, 5).until(lambda _: "?" not in browser.current_url)
+    # What a link asks for and the page lacks is ignored.
+    find = opened(workspace, "?dataset=nowhere&sort=nothing&constructor=1")
+    assert Select(find("#filter-dataset")[0]).first_selected_option.text == "raw"
+    assert len(find("table.runs tbody th")) == 2 and "?" not in browser.current_url
+
+
+def test_on_a_phone_each_run_is_a_card(workspace, browser, opened):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    find = opened(workspace, "?dataset=")
+    script = "return [innerWidth, document.documentElement.scrollWidth]"
+    assert browser.execute_script(script) == [390, 390]
+    for card in find("table.runs tbody tr"):
+        for part in (".bar", ".accuracy small", "a", "input", ".validation"):
+            box = card.find_element(By.CSS_SELECTOR, part).rect
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["width"] > 10, part
+    names = [row.text for row in find("table.runs tbody th")]
+    Select(find("#filters [name=direction]")[0]).select_by_visible_text("lowest first")
+    assert [row.text for row in find("table.runs tbody th")] == [names[1], names[0], names[2]]
+    browser.get(browser.current_url.partition("?")[0] + "#gone-1")
+    WebDriverWait(browser, 20).until(lambda _: find("#view[open] h2"))
+    assert browser.execute_script(script) == [390, 390]
+
+
+def test_all_runs_and_charts_are_printed(workspace, browser, opened):
+    find = opened(workspace, "?search=own")
+    assert len(find("table.runs tbody th")) == 1
+    seen = """
+        matchMedia("print").addEventListener("change", media => { if (media.matches) printed = [
+            document.querySelectorAll("table.runs tbody th").length,
+            [...document.querySelectorAll("#paper .chart")].map(box => box.querySelectorAll("svg path").length),
+            document.querySelectorAll("details:not([open])").length]; });"""
+    browser.execute_script(seen)
+    assert browser.print_page()
+    rows, marks, folded = browser.execute_script("return printed")
+    # Three measured runs and 41 others; two charts of costs, then two curves and a matrix of each run that has them.
+    assert rows == 3 + 41 and len(marks) == 2 + 2 * 3 and all(marks) and folded == 0
+    assert len(find("table.runs tbody th")) == 1 and not find("#paper svg") and find("details:not([open])")
+    assert browser.current_url.endswith("?search=own")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_each_run_of_the_repository_opens_with_its_curves_and_matrix():
+    settings = repository_settings()
+    table = collect(settings)
+    measured = table[table.measured].astype(object).where(table[table.measured].notna(), None).to_dict("records")
+    for row in measured:
+        found = run_details(settings, row, with_images=False)
+        assert found["matrix"] and found["correct"] and len(found["history"]) == row["epochs_run"], row["label"]
 
 
 def test_images_only_if_asked_and_one_clear_line_for_what_cannot_be_read(workspace):
