@@ -70,7 +70,8 @@ class _Download(threading.Thread):
             if not published or published[1] != found:
                 raise ValueError("what was downloaded does not have the published checksum")
         except (OSError, ValueError, http.client.HTTPException) as error:
-            self.reason = one_line(error)
+            reason = getattr(error, "reason", error)  # urllib wraps the error of the network
+            self.reason = one_line(reason) if isinstance(reason, Exception) else str(reason)
 
     def wait(self) -> str:
         """Waits for the end, but not long; returns the reason if there is no file."""

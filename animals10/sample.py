@@ -76,7 +76,7 @@ def compose_sample(folder: Path = SAMPLE) -> Path:
             print(f"Drawing the {len(GLYPHS) * IMAGES_PER_CLASS} images of the sample (once) …", flush=True)
             for path, content in _files(folder):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                content.save(path, "PNG", compress_level=3, **content.info)
+                content.save(path, "PNG", compress_level=3, exif=content.info.get("exif", b""))
             _damage(folder)
             stamp.write_text(version)
     return folder
@@ -148,7 +148,9 @@ def _with_flaw(stem: str, pixels: np.ndarray, animal: np.ndarray) -> Image.Image
     """Returns an image; some get a property that the preprocessing has to handle."""
     if stem == TRANSPARENT:
         opacity = np.maximum(animal[..., 3:], 1)
-        return Image.fromarray(np.dstack([np.minimum(animal[..., :3] * 255 // opacity, 255), animal[..., 3]]).astype("u1"))
+        return Image.fromarray(
+            np.dstack([np.minimum(animal[..., :3] * 255 // opacity, 255), animal[..., 3]]).astype("u1")
+        )
     if stem == GREYSCALE:
         return Image.fromarray((pixels @ (299, 587, 114) // 1000).astype("u1"))
     if stem in PALETTE:  # six levels of each colour
@@ -238,12 +240,14 @@ def _landscape(rng: random.Random, height: int, width: int) -> np.ndarray:
     horizon = height * rng.randrange(40, 75) // 100
     for _ in range(rng.randrange(4)):
         colour = [min(value + 20, 255) for value in rng.choice(SKIES)]
-        _ellipse(scene, rng.randrange(horizon), rng.randrange(width), rng.randrange(6, 18), rng.randrange(20, 60), colour)
-    ground, y, x = rng.choice(GROUNDS), np.arange(height)[:, None], np.arange(width)
+        _ellipse(
+            scene, rng.randrange(horizon), rng.randrange(width), rng.randrange(6, 18), rng.randrange(20, 60), colour
+        )
+    ground, rows, columns = rng.choice(GROUNDS), np.arange(height)[:, None], np.arange(width)
     for depth in range(3):
         phase, length = rng.randrange(1000), rng.randrange(30, 90)
-        top = horizon + depth * height // 9 + _wave(x, length, phase) * 9 // 1024
-        scene[y >= top] = [value * (100 - 12 * depth) // 100 for value in ground]
+        top = horizon + depth * height // 9 + _wave(columns, length, phase) * 9 // 1024
+        scene[rows >= top] = [value * (100 - 12 * depth) // 100 for value in ground]
     _dots(rng, scene, horizon, rng.randrange(30))
     return scene
 

@@ -122,7 +122,9 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
             return settings
         if not (reason := fetch_mobilenet(settings.image_size)):
             return settings.model_copy(update={"weights": "imagenet"})
-        print(f"There are no ImageNet weights here ({reason}): MobileNetV2 has random weights, its results mean nothing.")
+        print(
+            f"There are no ImageNet weights here ({reason}): MobileNetV2 has random weights, its results mean nothing."
+        )
         return settings
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
