@@ -71,7 +71,7 @@ class _Download(threading.Thread):
                 raise ValueError("what was downloaded does not have the published checksum")
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)  # urllib wraps the error of the network
-            self.reason = one_line(reason) if isinstance(reason, Exception) else str(reason)
+            self.reason = getattr(reason, "strerror", None) or " ".join(str(reason).split()) or type(reason).__name__
 
     def wait(self) -> str:
         """Waits for the end, but not long; returns the reason if there is no file."""

@@ -20,7 +20,6 @@ from animals10.files import REPOSITORY, UserError, atomic_write, file_sha256, re
 
 CUT_OUTS = REPOSITORY / "data" / "sample" / "cut-outs.png"
 SAMPLE = REPOSITORY / "build" / "sample-images" / "raw-img"
-VERSION = 1  # of the drawings: to be raised when their pixels change
 SEED = 10
 IMAGES_PER_CLASS = 48
 
@@ -65,7 +64,8 @@ def compose_sample(folder: Path = SAMPLE) -> Path:
     Raises:
         UserError: The cut-outs are missing or damaged, or the folder cannot be written.
     """
-    stamp, version = folder.with_name(f".{folder.name}-made-of"), f"{VERSION} {file_sha256(CUT_OUTS)}"
+    stamp = folder.with_name(f".{folder.name}-made-of")
+    version = f"{file_sha256(CUT_OUTS)} {file_sha256(Path(__file__))}"
     with user_facing_os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):  # notebooks may start at the same time

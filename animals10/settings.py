@@ -122,9 +122,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
             return settings
         if not (reason := fetch_mobilenet(settings.image_size)):
             return settings.model_copy(update={"weights": "imagenet"})
-        print(
-            f"There are no ImageNet weights here ({reason}): MobileNetV2 has random weights, its results mean nothing."
-        )
+        print(f"There are no ImageNet weights ({reason}): MobileNetV2 has random ones, and its results mean nothing.")
         return settings
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -200,6 +198,11 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     def is_tour(self) -> bool:
         """Whether the experiments to train are those of the tour."""
         return self.profile == "sample" and self.only == TOUR
+
+    @property
+    def left_out_by(self) -> str:
+        """What leaves out the experiments that are not to be trained, for messages."""
+        return "the tour" if self.is_tour else "ANIMALS10_ONLY"
 
     @property
     def models(self) -> Path:

@@ -11,8 +11,8 @@ from animals10.runs import run_labels, run_of_row
 from animals10.settings import Settings
 
 WIDTH = 100  # columns of a terminal that the table fits
-HOW_TO_READ = """A run has learned something if its 95 % interval lies above chance. Runs whose intervals overlap may be
-    equally good. Validation images chose the order, so the test accuracies are fair."""
+HOW_TO_READ = "A run has learned something if its 95 % interval lies above chance. Runs whose intervals overlap may be "
+HOW_TO_READ += "equally good. Validation accuracy, not test accuracy, decides which run is best."
 RANDOM = "Runs with random weights started from a backbone that knows nothing: their results mean nothing."
 
 
@@ -26,10 +26,9 @@ def print_results(settings: Settings) -> None:
         return
     results = results_table(settings).sort_values("acc_val", ascending=False, kind="stable", na_position="last")
     title = f"{len(results)} run{'s' * (len(results) != 1)} of {display_path(settings.results)}"
-    print(f"\n{title}, best validation accuracy first. {_test_images(results)}")
-    print(textwrap.fill(" ".join(HOW_TO_READ.split()), WIDTH))
-    if (results.weights == "random").any():
-        print(RANDOM)
+    about = f"{title}, best validation accuracy first. {_test_images(results)} {HOW_TO_READ}"
+    about += f" {RANDOM}" * bool((results.weights == "random").any())
+    print("\n" + textwrap.fill(about, WIDTH, break_on_hyphens=False, break_long_words=False))
     print("\n" + "\n".join(_lines(_columns(settings, results))))
     print(f"\n{_next_step(settings)}")
 
@@ -91,5 +90,4 @@ def _next_step(settings: Settings) -> str:
     if settings.profile == "full":
         root = "" if settings.root == REPOSITORY else f" ROOT={display_path(settings.root)}"
         return f"Next: `make report{root}` shows all runs on one page."
-    own = "your own images: `make full RAW=folder ROOT=build/mine`"
-    return f"Next: {own}; Animals-10: `make data`, then `make quick`."
+    return "Next: your images: `make full RAW=folder ROOT=build/mine`; Animals-10: `make data`, `make quick`."

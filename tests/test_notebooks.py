@@ -11,7 +11,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-import pandas as pd
 import papermill
 import pytest
 from IPython.core.pylabtools import print_figure
@@ -21,7 +20,6 @@ from scipy.ndimage import zoom
 import auxiliary as aux
 from animals10 import notebooks
 from animals10.files import REPOSITORY
-from animals10.results import RESULT_COLUMNS
 
 
 def run_all(**settings):
@@ -215,31 +213,6 @@ def test_an_id_of_ones_own_in_only_is_accepted_with_a_message(capsys):
     assert capsys.readouterr().out.startswith("my_little_network is not in the catalogue: ")
 
 
-# ── Printed results ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_results_are_printed_by_validation_accuracy(tmp_path, capsys):
-    settings = aux.Settings(root=tmp_path, raw=tmp_path)
-    notebooks.print_results(settings)
-    assert "no run is trained yet" in capsys.readouterr().out
-    row = dict.fromkeys(RESULT_COLUMNS, 1)
-    row |= {"dataset": "mine", "image_size": 224, "weights": "none", "time": "2026-01-01"}
-    rows = [
-        row | {"model_id": "best on test", "run_id": "a", "acc_val": 0.5, "accuracy": 0.9},
-        row | {"model_id": "best on validation", "run_id": "b", "acc_val": 0.8, "accuracy": 0.7},
-        row
-        | {"model_id": "mobnet2_small", "learning_rate": 7e-4, "epochs": 15, "run_id": "c"}
-        | {"acc_val": 0.625, "accuracy": 0.6},
-    ]
-    aux.write_table(pd.DataFrame(rows), settings.results)
-    notebooks.print_results(settings)
-    printed = capsys.readouterr().out
-    published, others = printed.split("Other runs, best validation accuracy first")
-    assert "1 of 42 published runs" in published and "mobnet2_small" in published
-    assert "0.953" in published and "0.625" in published and "0.6" in published
-    assert 0 < others.index("best on validation") < others.index("best on test")
-
-
 # ── Stored outputs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -325,7 +298,7 @@ def drawn(*, photograph: bool, heatmap: bool, is_grey: bool = False) -> bytes:
     left.barh(["cat", "dog"], [3, 1])
     left.set_title("a title of many words, and one more line\n" * 3, fontsize=7)
     right.axis("off")
-    pixels = aux.to_rgb(aux.open_image(min(aux.SAMPLE.glob("gatto/*.jpeg")))).resize((224, 224))
+    pixels = aux.to_rgb(aux.open_image(min(aux.SAMPLE.glob("gatto/*.png")))).resize((224, 224))
     if photograph or heatmap:
         pixels = pixels if photograph else Image.new("RGB", (224, 224), "lightgrey")
         right.imshow(pixels.convert("L"), cmap="gray", vmin=0, vmax=255) if is_grey else right.imshow(pixels)
