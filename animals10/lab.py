@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 
 from animals10.files import REPOSITORY, atomic_write, display_path
-from animals10.notebooks import STAMP, cells_sha256, read_notebook
+from animals10.notebook_files import STAMP, cells_sha256, read_notebook
 from animals10.settings import NOTEBOOKS, Settings
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import difflib
-import hashlib
 import io
 import json
 import os
@@ -28,16 +27,15 @@ from animals10.files import (
     atomic_write,
     display_path,
     one_line,
-    reading,
     remove_stale_temporary_files,
     user_facing_os_errors,
 )
+from animals10.notebook_files import STAMP, cells_sha256, read_notebook
 from animals10.settings import NOTEBOOKS, Settings
 from animals10.summary import print_results
 
 TYPO_RATIO = 0.8  # from this similarity to an id of the catalogue on, an unknown id is taken for a typing error
 CHECKED = REPOSITORY / "tests" / "notebooks"  # what nbval executes: code cells, and the outputs that it compares
-STAMP = "animals10"  # the metadata of an executed copy that tell whether anybody has changed it
 ERROR_MARKER = "papermill-error-cell-tag"
 CHECK = "# NBVAL_CHECK_OUTPUT"  # nbval's mark of a cell whose outputs it compares
 COLOUR_TOLERANCE = 4  # largest change of a colour value (0 to 255) in a compressed figure: it cannot be seen
@@ -123,23 +121,6 @@ def execute_notebook(source: Path, target: Path) -> None:
 def _without_parameters(path: Path) -> str:
     """Returns a path as papermill takes it, for which braces enclose parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Reads a notebook.
-
-    Raises:
-        UserError: It is missing or no notebook.
-    """
-    with reading(path, "is not a notebook"):
-        return nbformat.read(path, as_version=4)
-
-
-def cells_sha256(notebook: nbformat.NotebookNode) -> str:
-    """Returns a checksum of the texts and outputs of a notebook's cells, as 64 hexadecimal digits."""
-    names = ("cell_type", "source", "outputs", "attachments")
-    cells = [[cell.get(name) or None for name in names] for cell in notebook.cells]
-    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def make_room(path: Path, source: Path) -> None:

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 
 import nbformat
@@ -63,11 +65,30 @@ def test_a_changed_copy_is_kept_and_an_untouched_one_follows_the_repository(sett
     assert untouched.read_bytes() == before
 
 
+def answer_of(request):
+    """Asks a server that may have named its address a moment before it listens there."""
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.read()
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionRefusedError):
+                raise
+            time.sleep(0.1)
+    raise TimeoutError
+
+
 def test_jupyterlab_starts_and_its_kernels_import_the_code_of_this_repository(settings, tmp_path):
     environment = os.environ | {"ANIMALS10_ROOT": str(settings.root), "ANIMALS10_PROFILE": "full"}
     environment |= {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")}
     environment |= {"IPYTHONDIR": str(tmp_path / "ipython")}
-    options = ["--no-browser", "--port=0", "--IdentityProvider.token=secret", "--allow-root"]
+    options = [
+        "--no-browser",
+        "--port=0",
+        "--ServerApp.ip=127.0.0.1",
+        "--IdentityProvider.token=secret",
+        "--allow-root",
+    ]
     command = [sys.executable, REPOSITORY / "scripts" / "lab.py", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env=environment, cwd=tmp_path, start_new_session=True, **pipes) as server:
@@ -78,8 +99,7 @@ def test_jupyterlab_starts_and_its_kernels_import_the_code_of_this_repository(se
             headers = {"Authorization": "token secret", "Content-Type": "application/json"}
             address = f"http://127.0.0.1:{port}/api/sessions"
             request = urllib.request.Request(address, json.dumps(about).encode(), headers)
-            with urllib.request.urlopen(request, timeout=60) as response:
-                kernel = json.load(response)["kernel"]["id"]
+            kernel = json.loads(answer_of(request))["kernel"]["id"]
             channels = f"ws://127.0.0.1:{port}/api/kernels/{kernel}/channels"
             socket = websocket.create_connection(channels, header=["Authorization: token secret"], timeout=60)
             code = "import animals10, os; print(animals10.__file__, os.getcwd())"
