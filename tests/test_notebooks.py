@@ -283,6 +283,22 @@ def test_copies_for_nbval_have_the_code_of_the_notebooks(name):
         pytest.fail(f"tests/notebooks/{name} has other code than {name}: run `make sample-notebooks`.", pytrace=False)
 
 
+def test_each_notebook_begins_with_the_same_settings_and_uses_them(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("ANIMALS10_")]:
+        monkeypatch.delenv(name)
+    given = {"RAW": str(tmp_path), "WORKSPACE": str(tmp_path), "IMAGE_SIZE": 96, "WEIGHTS": "random", "ONLY": "a"}
+    cells = set()
+    for name in aux.NOTEBOOKS:
+        sources = [cell.source for cell in nbformat.read(REPOSITORY / name, as_version=4).cells]
+        place = next(number for number, source in enumerate(sources) if "WORKSPACE = None" in source)
+        cells.add(sources[place])
+        (line,) = (line for line in sources[place + 1].splitlines() if line.startswith("settings = "))
+        settings = eval(line.removeprefix("settings = "), {"aux": aux} | given)
+        assert (settings.raw, settings.root, settings.image_size) == (tmp_path, tmp_path, 96)
+        assert (settings.weights, settings.only) == ("random", ("a",))
+    assert len(cells) == 1 and re.findall(r"^(\w+) = None", cells.pop(), re.M) == list(given)
+
+
 # ── No photographs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -298,7 +314,9 @@ def drawn(*, photograph: bool, heatmap: bool, is_grey: bool = False) -> bytes:
     left.barh(["cat", "dog"], [3, 1])
     left.set_title("a title of many words, and one more line\n" * 3, fontsize=7)
     right.axis("off")
-    pixels = aux.to_rgb(aux.open_image(min(aux.SAMPLE.glob("gatto/*.png")))).resize((224, 224))
+    pixels = aux.to_rgb(aux.open_image(aux.SAMPLE / "gatto" / "gatto-01.png")).resize((224, 224))
+    noise = np.random.default_rng(2).normal(0, 4, (224, 224, 1))  # that a camera adds
+    pixels = Image.fromarray(np.clip(np.asarray(pixels) + noise, 0, 255).astype("uint8"))
     if photograph or heatmap:
         pixels = pixels if photograph else Image.new("RGB", (224, 224), "lightgrey")
         right.imshow(pixels.convert("L"), cmap="gray", vmin=0, vmax=255) if is_grey else right.imshow(pixels)
