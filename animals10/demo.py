@@ -24,7 +24,8 @@ from animals10.images import processed_pixels
 from animals10.inference import classify
 from animals10.models import load_model
 from animals10.runs import run_labels, stored_runs
-from animals10.settings import SAMPLE, Settings
+from animals10.sample import compose_sample
+from animals10.settings import Settings
 
 MAX_MEGABYTES = 20  # of an upload
 SHOWN_PIXELS = 640  # longer edge of an image that is shown
@@ -129,7 +130,7 @@ def predict_file(
 def example_images() -> dict[str, tuple[Path, Image.Image]]:
     """Returns one drawing of the sample for each of its classes, by class name: its file and a square thumbnail."""
     found: dict[str, tuple[Path, Image.Image]] = {}
-    for path in sorted(SAMPLE.glob("*/*")):
+    for path in sorted(compose_sample().glob("*/*")):
         name = dict(zip(ITALIAN, ENGLISH, strict=True)).get(path.parent.name, path.parent.name)
         if name in found:
             continue

@@ -46,7 +46,8 @@ from animals10.images import read_square
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
 from animals10.runs import Run, find_model
-from animals10.settings import SAMPLE, Settings
+from animals10.sample import compose_sample
+from animals10.settings import Settings
 from animals10.splits import load_splits
 
 MAX_TEST_IMAGES = 200
@@ -162,7 +163,7 @@ def _doubt(source: Source) -> str:
 
 
 def _drawings(size: int) -> Iterator[np.ndarray]:
-    for path in sorted(SAMPLE.glob("*/*"))[::3]:
+    for path in sorted(compose_sample().glob("*/*"))[::3]:
         try:
             yield np.asarray(read_square(path, size), "float32")
         except (OSError, ValueError, SyntaxError):  # some are damaged on purpose

@@ -1,8 +1,7 @@
-"""Execution of the notebooks as a whole, the tables of results that follow, and what is stored of the outputs."""
+"""Execution of the notebooks as a whole, and what is stored of their outputs."""
 
 import base64
 import difflib
-import hashlib
 import io
 import json
 import os
@@ -28,26 +27,18 @@ from animals10.files import (
     atomic_write,
     display_path,
     one_line,
-    reading,
     remove_stale_temporary_files,
     user_facing_os_errors,
 )
-from animals10.results import published_table, results_table
+from animals10.notebook_files import STAMP, cells_sha256, read_notebook
 from animals10.settings import NOTEBOOKS, Settings
+from animals10.summary import print_results
 
 TYPO_RATIO = 0.8  # from this similarity to an id of the catalogue on, an unknown id is taken for a typing error
 CHECKED = REPOSITORY / "tests" / "notebooks"  # what nbval executes: code cells, and the outputs that it compares
-STAMP = "animals10"  # the metadata of an executed copy that tell whether anybody has changed it
 ERROR_MARKER = "papermill-error-cell-tag"
 CHECK = "# NBVAL_CHECK_OUTPUT"  # nbval's mark of a cell whose outputs it compares
 COLOUR_TOLERANCE = 4  # largest change of a colour value (0 to 255) in a compressed figure: it cannot be seen
-
-# Columns that are printed, and their titles.
-_COLUMNS = {"notebook": "notebook", "model_id": "run", "learning_rate": "rate", "epochs": "epochs"}
-_COLUMNS |= {"repetition": "repetition", "split": "split", "epochs_cap": "cap on epochs"}
-_COLUMNS |= {"published": "published", "acc_val": "validation", "accuracy": "test"}
-_COLUMNS |= {"accuracy_low": "low", "accuracy_high": "high", "epochs_run": "epochs run", "dataset": "data set"}
-_COLUMNS |= {"weights": "weights", "significance": "significance", "agreement": "agreement"}
 
 
 def run_notebooks(
@@ -96,8 +87,6 @@ def run_notebooks(
         else:
             store_checked(folder / name, CHECKED / name)
     print_results(settings)
-    if settings.profile == "sample":
-        print("\nThe sample: drawings and backbones with random weights. The metrics only show that everything works.")
 
 
 def execute_notebook(source: Path, target: Path) -> None:
@@ -134,23 +123,6 @@ def execute_notebook(source: Path, target: Path) -> None:
 def _without_parameters(path: Path) -> str:
     """Returns a path as papermill takes it, for which braces enclose parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """Reads a notebook.
-
-    Raises:
-        UserError: It is missing or no notebook.
-    """
-    with reading(path, "is not a notebook"):
-        return nbformat.read(path, as_version=4)
-
-
-def cells_sha256(notebook: nbformat.NotebookNode) -> str:
-    """Returns a checksum of the texts and outputs of a notebook's cells, as 64 hexadecimal digits."""
-    names = ("cell_type", "source", "outputs", "attachments")
-    cells = [[cell.get(name) or None for name in names] for cell in notebook.cells]
-    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def make_room(path: Path, source: Path) -> None:
@@ -208,32 +180,6 @@ def check_only(ids: tuple[str, ...]) -> None:
             names = ", ".join(nearest)
             raise UserError(f"ANIMALS10_ONLY is {id!r}, which no notebook trains; the nearest are {names}.")
         print(f"{id} is not in the catalogue: it is trained only where a notebook of your own defines it.")
-
-
-def print_results(settings: Settings) -> None:
-    """Prints the published runs in the order of publication with their measured runs, then all other measured runs.
-
-    The other runs are in the order of `results.results_table`: best validation accuracy first, trials last.
-    """
-    if not settings.results.exists():
-        print(f"There is no {display_path(settings.results)}: no run is trained yet.")
-        return
-    table = published_table(settings).drop(columns="acc_val")  # the published one
-    table = table.rename(columns={"accuracy": "published", "accuracy_measured": "accuracy"})
-    table = table.rename(columns={"acc_val_measured": "acc_val"})
-    measured = table[table.run_id.notna()]
-    results = results_table(settings)
-    others = results[~results.run_id.isin(measured.run_id)]
-    titles = {
-        f"{len(measured)} of {len(table)} published runs": measured,
-        "Other runs, best validation accuracy first": others,
-    }
-    for title, rows in titles.items():
-        if len(rows):
-            rows = rows[[name for name in _COLUMNS if name in rows]].dropna(axis="columns", how="all")
-            rows = rows.rename(columns=_COLUMNS)
-            print(f"\n{title} ({display_path(settings.results)}):\n")
-            print(rows.to_string(index=False, float_format="{:.4g}".format, na_rep="–"))
 
 
 # ── Stored outputs ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,19 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from animals10.catalogue import is_another_experiment
 from animals10.files import UserError
 from animals10.models import layer_table, load_model
-from animals10.plots import BLUE, GREY, NUMBERS, ORANGE, STYLE, finish, message_figure, plot_errors, plot_grad_cam, show
+from animals10.plots import (
+    BLUE,
+    GREY,
+    LEFT_OUT,
+    NUMBERS,
+    ORANGE,
+    STYLE,
+    finish,
+    message_figure,
+    plot_errors,
+    plot_grad_cam,
+    show,
+)
 from animals10.results import PUBLISHED_KEY
 from animals10.runs import Run, dataset_in_words, run_labels
 from animals10.settings import Settings
@@ -26,6 +38,7 @@ from animals10.settings import Settings
 # Numbers of classes above which the cells of a confusion matrix hold one line only; no numbers; and its axes no names.
 ONE_LINE_ABOVE, NO_NUMBERS_ABOVE, NO_NAMES_ABOVE = 12, 20, 60
 CURVES = ("accuracy", "loss")
+NONE_TRAINED = "None of these runs is trained here."
 
 
 def show_run(run: Run, settings: Settings | None = None) -> None:
@@ -59,22 +72,23 @@ def show_run(run: Run, settings: Settings | None = None) -> None:
 
 def show_table(
     table: pd.DataFrame,
-    message: str = "None of these runs is trained here.",
+    message: str = "",
     formats: Mapping[str, str] | None = None,
     precision: int = 3,
     index: bool = False,
 ) -> None:
-    """Shows a table in a notebook, or prints why there is none. Equal tables give equal outputs.
+    """Shows a table in a notebook, or prints a message if it has no rows. Equal tables give equal outputs.
 
     Args:
         table: The table; missing values are shown as –.
-        message: What to print if it has no rows.
+        message: What to print if it has no rows; nothing if empty, as where `train_all` has said what is left out.
         formats: Formats of columns, such as `{"params": "{:,}"}`.
         precision: Decimals of all other numbers that are not whole.
         index: Whether to show the index.
     """
     if table.empty:
-        print(message)
+        if message:
+            print(message)
         return
     formats = dict(formats or {})
     styled = Styler(table, uuid="table", cell_ids=False).format(formats, precision=precision, na_rep="–")
@@ -171,13 +185,15 @@ def plot_learning_curves(runs: Sequence[Run]) -> plt.Figure:
         runs: The runs, in the order of the panels. Those that are not trained are left out.
     """
     trained = [run for run in runs if run.path]
+    if not trained:
+        return message_figure(NONE_TRAINED, LEFT_OUT)
     rows, histories = [run.row for run in trained], [run.history for run in trained]
     labels = run_labels(rows)
     drawn = [index for index, history in enumerate(histories) if len(history)]
     untrained = [label for label, history in zip(labels, histories, strict=True) if history.empty]
     notes = [f"Not shown: {', '.join(untrained)}: evaluated without training."] if untrained else []
     if not drawn:
-        return message_figure(" ".join(notes) or "There are no learning curves to show.")
+        return message_figure(" ".join(notes))
     columns = math.ceil(len(drawn) / math.ceil(len(drawn) / 3))
     lines = math.ceil(len(drawn) / columns)
     width = {1: 4.8, 2: 7.2, 3: 9.5}[columns]
@@ -265,7 +281,7 @@ def plot_comparison(
     """
     trained = [run for run in runs if run.path]
     if not trained:
-        return message_figure("None of these runs is trained here.")
+        return message_figure(NONE_TRAINED, LEFT_OUT)
     earlier = [run for run in earlier if run.path and run not in runs]
     runs = [*earlier, *trained]
     records, rows = [run.record for run in runs], [run.row for run in runs]

@@ -42,6 +42,7 @@ STYLE: Any = plt.rc_context(
 NUMBERS = "numbers"
 THUMBNAIL = 400  # pixels of the longer edge of an image in a grid
 MESSAGE = "message"  # the gid of a figure that is a message
+LEFT_OUT = "left out"  # and of one whose runs are not trained, as `train_all` has said already
 HIDDEN = "Photographs are not published here: they appear when you run this notebook."
 
 
@@ -49,7 +50,8 @@ def show(figure: plt.Figure, description: str = "") -> None:
     """Shows a figure in a notebook, with an alternative text for readers who cannot see it.
 
     The text is stored where IPython keeps it; nbconvert's templates `classic` and `basic` put it into the page. A
-    figure that only says why there is nothing to draw is printed. With `ANIMALS10_PUBLISH`, photographs are replaced,
+    figure that only says why there is nothing to draw is printed, unless the reason is that none of its runs is
+    trained: `train_all` has said so. With `ANIMALS10_PUBLISH`, photographs are replaced,
     see `hide_photographs`, and the output's metadata say so.
 
     Args:
@@ -58,6 +60,8 @@ def show(figure: plt.Figure, description: str = "") -> None:
     """
     plt.close(figure)  # a notebook would draw it again at the end of the cell
     metadata = {"alt": description or figure.get_label()}
+    if figure.get_gid() == LEFT_OUT:
+        return
     if figure.get_gid() == MESSAGE:
         print(metadata["alt"])
         return
@@ -100,13 +104,13 @@ def finish(figure: plt.Figure, description: str) -> plt.Figure:
 
 
 @STYLE
-def message_figure(text: str) -> plt.Figure:
-    """Returns a figure that says why there is nothing to draw."""
+def message_figure(text: str, gid: str = MESSAGE) -> plt.Figure:
+    """Returns a figure that says why there is nothing to draw; its gid tells `show` what to do with it."""
     lines = textwrap.wrap(text, 95, break_on_hyphens=False)
     figure = plt.figure(figsize=(9, 0.4 + 0.2 * len(lines)))
     figure.add_axes((0, 0, 1, 1)).axis("off")  # IPython shows no figure without axes
     figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=11)
-    figure.set_gid(MESSAGE)
+    figure.set_gid(gid)
     return finish(figure, text)
 
 

@@ -11,9 +11,13 @@ import pydantic
 
 from animals10.files import REPOSITORY, UserError, display_path
 from animals10.layouts import contains_images
+from animals10.pretrained import fetch_mobilenet
+from animals10.sample import SAMPLE, compose_sample
 
-SAMPLE = REPOSITORY / "data" / "sample" / "raw-img"
 NOTEBOOKS = ("01-preprocessing.ipynb", "02-CNN-modeltraining.ipynb", "03-transfer-learning.ipynb")
+# What the sample trains in minutes: a CNN from scratch, two heads on a frozen backbone, and fine-tuning.
+TOUR = ("conv5invto128_dense1", "mobnet2_linear_probe", "mobnet2_small", "mobnet2_small_tune20_15epochs")
+TOUR_EPOCHS = 25
 
 
 def _absolute_path(path: str | Path) -> Path:
@@ -37,11 +41,13 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
             default `data/raw-img` in the workspace.
         table_columns: The columns of that table: of files, of labels and, if there is one, of the split; empty to
             recognise them by their names.
-        profile: `full` for the user's own images, `sample` for the drawings that the repository ships.
+        profile: `full` for the user's own images, `sample` for drawings that come with the repository.
         image_size: Edge of the square images that the models see, in pixels.
         weights: Initial weights of backbones: `imagenet`, `random`, or a folder of `<backbone>.weights.h5` files.
         only: Ids of the experiments to train; empty for all. In a text, commas or blanks separate them, and an id that
             has some of its own stands in double quotes.
+        all: Whether the sample profile trains every experiment for one epoch, with random weights, in place of the
+            tour; the full profile trains every experiment anyway.
         max_epochs: Maximum epochs of every run; None for no limit beyond the experiment's own.
         force: Whether finished runs are trained again.
         split: `grouped` keeps near-duplicates in the same part of the split; `published` splits as the original study.
@@ -61,6 +67,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     image_size: int = pydantic.Field(224, ge=32, le=1024)
     weights: str = "imagenet"
     only: tuple[str, ...] = ()
+    all: bool = False
     max_epochs: int | None = pydantic.Field(None, ge=1)
     force: bool = False
     split: Literal["grouped", "published"] = "grouped"
@@ -72,29 +79,51 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     publish: bool = False
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, **values: Any) -> "Settings":
         """Reads the `ANIMALS10_*` variables. An empty variable counts as unset.
 
-        Without `ANIMALS10_PROFILE`, the profile is `full` if there are images or `ANIMALS10_RAW` is set. Otherwise it
-        is `sample`, with a message.
+        Without `ANIMALS10_PROFILE`, the profile is `full` if there are images or processed ones, or if a raw folder is
+        named. Otherwise it is `sample`, with a message. The sample profile composes its images where they are missing,
+        trains the tour, and tries to download the weights that the tour needs: without them, they are random.
+
+        Args:
+            environment: The variables.
+            **values: Settings that hold where the environment has none, as the first cell of each notebook gives them;
+                None counts as unset. Relative paths are relative to the repository.
 
         Raises:
             UserError: A value is invalid; the message names the variable, the value and what is allowed.
         """
-        given: dict[str, Any] = {
+        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        paths = {name: str(given[name]) for name in ("root", "raw") if name in given}
+        given |= {name: path if path.startswith("~") else REPOSITORY / path for name, path in paths.items()}
+        given |= {
             name.removeprefix("ANIMALS10_").lower(): text.strip()
             for name, text in environment.items()
             if name.startswith("ANIMALS10_") and text.strip()
         }
         settings = cls(**{"root": REPOSITORY} | given)
-        if "profile" not in given and "raw" not in given and not contains_images(settings.raw):
+        is_empty = not (contains_images(settings.raw) or (settings.data / "processed-overview.csv").exists())
+        if "profile" not in given and "raw" not in given and is_empty:
             path = display_path(settings.raw)
-            print(f"There are no images in {path}: using the sample profile, with the shipped drawings.")
+            print(f"There are no images in {path}: using the sample profile, with drawings.")
             given["profile"] = "sample"
-        if given.get("profile") != "sample":
+        return cls._of_sample(given) if given.get("profile") == "sample" else settings
+
+    @classmethod
+    def _of_sample(cls, given: dict[str, Any]) -> "Settings":
+        sample = {"root": REPOSITORY / "build" / "sample", "raw": SAMPLE, "weights": "random", "views": 1}
+        settings = cls(**sample | {"only": TOUR, "max_epochs": TOUR_EPOCHS} | given)
+        if settings.all:
+            settings = cls(**sample | {"max_epochs": 1} | given)
+        if settings.raw == SAMPLE:
+            compose_sample()
+        if "weights" in given or settings.all:
             return settings
-        sample = {"root": REPOSITORY / "build" / "sample", "raw": SAMPLE, "weights": "random"}
-        return cls(**sample | {"max_epochs": 1, "views": 1} | given)
+        if not (reason := fetch_mobilenet(settings.image_size)):
+            return settings.model_copy(update={"weights": "imagenet"})
+        print(f"There are no ImageNet weights ({reason}): MobileNetV2 has random ones, and its results mean nothing.")
+        return settings
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Returns a copy with other values, which are checked as those of `Settings(...)` are.
@@ -164,6 +193,16 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     def data(self) -> Path:
         """Folder of all tables, of the processed images and of the feature cache."""
         return self.root / "data"
+
+    @property
+    def is_tour(self) -> bool:
+        """Whether the experiments to train are those of the tour."""
+        return self.profile == "sample" and self.only == TOUR
+
+    @property
+    def left_out_by(self) -> str:
+        """What leaves out the experiments that are not to be trained, for messages."""
+        return "the tour" if self.is_tour else "ANIMALS10_ONLY"
 
     @property
     def models(self) -> Path:

@@ -16,7 +16,8 @@ from animals10.csv_append import append_row
 from animals10.files import UserError, file_sha256, read_table
 from animals10.preprocessing import resize_images, scan_images
 from animals10.quality import check_images
-from animals10.settings import SAMPLE, Settings
+from animals10.sample import compose_sample
+from animals10.settings import Settings
 from animals10.splits import load_splits
 
 COLUMNS = ("run_id", "model_id", "remark")
@@ -227,8 +228,8 @@ def stress(cases: int, kills: int, training_kills: int, seed: int) -> None:
     rows = read_table(workspace / "results.csv").run_id
     lost, repeated = 800 - rows.nunique(), len(rows) - rows.nunique()
     print(f"rows: {len(rows)} appended by 8 processes, {lost} lost, {repeated} twice", flush=True)
-    preprocessing = kill_preprocessing(workspace / "preprocessing", SAMPLE, kills=kills, seed=seed)
-    training = kill_training(workspace / "training", SAMPLE, kills=training_kills, seed=seed)
+    preprocessing = kill_preprocessing(workspace / "preprocessing", compose_sample(), kills=kills, seed=seed)
+    training = kill_training(workspace / "training", compose_sample(), kills=training_kills, seed=seed)
     for name, tally in (("preprocessing", preprocessing), ("training", training)):
         outcome = f"{len(tally.faults)} ended differently from an undisturbed run"
         print(f"kills during {name}: {tally.kills} in {tally.starts} starts, {outcome}", flush=True)

@@ -76,8 +76,9 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
     if left_out := [experiment for experiment in left_out if not workspace.is_selected(experiment)]:
         ids = [experiment.id for experiment in experiments]
         names = [one.id if ids.count(one.id) == 1 else one.label for one in left_out]
-        words = "Not measured" if settings.publish else "Left out by ANIMALS10_ONLY and not trained"
-        print(f"{words}: {', '.join(names)}.")
+        words = "Not measured" if settings.publish else f"Left out by {settings.left_out_by}"
+        is_short = settings.publish or len(names) <= 3
+        print(f"{words}: {', '.join(names) if is_short else f'{len(names)} of {len(experiments)} experiments'}.")
     if failures:
         raise UserError(f"{len(failures)} experiments failed, the others are stored. {'; '.join(failures)}")
     return Runs([runs[workspace.digest(experiment)] for experiment in experiments], experiments)
@@ -182,5 +183,6 @@ def _stored_run(workspace: Workspace, task: Task) -> Run:
     run = workspace.latest_run(task.experiment)
     if run and task.requested:
         append_row(workspace.settings.results, run.row, RESULT_COLUMNS)  # a kill may have come before the row
-    why = "no run of it is stored." if workspace.settings.publish else "ANIMALS10_ONLY leaves it out."
+    settings = workspace.settings
+    why = "no run of it is stored." if settings.publish else f"{settings.left_out_by} leaves it out."
     return run or Run(task.experiment.id, why=why)

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 
+from animals10 import pretrained
 from animals10.preprocessing import resize_images, scan_images
+from animals10.sample import compose_sample
 from animals10.settings import Settings
 
 BROWSER_ARGUMENTS = "--headless=new --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -26,6 +28,17 @@ def pytest_collection_modifyitems(items):
         return item.path.suffix != ".ipynb", LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
 
     items.sort(key=order)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sample():
+    """The folder of the sample's drawings, which are composed at the first run of the tests."""
+    return compose_sample()
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    monkeypatch.setattr(pretrained, "URL", "http://127.0.0.1:9/")  # where nothing listens
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from animals10.files import (
 from animals10.models import load_model
 from animals10.notebooks import read_notebook
 from animals10.preprocessing import resize_images
-from animals10.sample import draw_sample
 
 COLUMNS = ("time", "model_id", "run_id")
 PIXELS = keras.Input((32, 32, 3))
@@ -115,15 +114,6 @@ def test_a_command_never_replaces_a_file_that_it_did_not_write(tmp_path):
     path.write_text("<title>yours</title>")
     with pytest.raises(UserError, match=r"page\.html was not written by make page: move it away"):
         refuse_to_replace(path, "<title>mine", "make page")
-
-
-def test_a_folder_of_ones_own_is_not_emptied_for_the_sample(tmp_path):
-    (tmp_path / "cane").mkdir()
-    for name in ("cane-00.jpeg", "my dog.jpeg"):
-        (tmp_path / "cane" / name).touch()
-    with pytest.raises(UserError, match=r"would be emptied, but holds my dog\.jpeg"):
-        draw_sample(tmp_path)
-    assert len(list(tmp_path.glob("*/*"))) == 2
 
 
 def test_json_survives_a_round_trip_and_damage_is_one_line(tmp_path):

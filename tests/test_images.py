@@ -3,7 +3,6 @@ import pytest
 from PIL import Image
 
 from animals10 import images
-from animals10.dataset import ITALIAN
 from animals10.images import processed_pixels, resize_square, save_processed, to_rgb
 from animals10.settings import SAMPLE
 
@@ -59,16 +58,3 @@ def test_the_contract_shows_every_constant_that_changes_pixels(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(images, name, value)
             assert images.preprocessing_contract() != before
-
-
-def test_the_sample_has_the_peculiarities_of_the_download():
-    paths = sorted(SAMPLE.glob("*/*"))
-    assert {path.parent.name for path in paths} == set(ITALIAN) and len(paths) == 120
-    modes, turned = set(), []
-    for path in paths:
-        with Image.open(path) as image:
-            modes.add(image.mode)
-            turned += [path.name] if image.getexif() else []
-    assert modes == {"RGBA", "L", "P", "RGB"} and turned == ["pecora-02.jpeg"]
-    assert {path.suffix for path in paths} == {".jpeg", ".jpg", ".png"}
-    assert len({path.read_bytes() for path in paths}) == 119

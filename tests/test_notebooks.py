@@ -11,7 +11,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
-import pandas as pd
 import papermill
 import pytest
 from IPython.core.pylabtools import print_figure
@@ -21,7 +20,6 @@ from scipy.ndimage import zoom
 import auxiliary as aux
 from animals10 import notebooks
 from animals10.files import REPOSITORY
-from animals10.results import RESULT_COLUMNS
 
 
 def run_all(**settings):
@@ -215,31 +213,6 @@ def test_an_id_of_ones_own_in_only_is_accepted_with_a_message(capsys):
     assert capsys.readouterr().out.startswith("my_little_network is not in the catalogue: ")
 
 
-# ── Printed results ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_results_are_printed_by_validation_accuracy(tmp_path, capsys):
-    settings = aux.Settings(root=tmp_path, raw=tmp_path)
-    notebooks.print_results(settings)
-    assert "no run is trained yet" in capsys.readouterr().out
-    row = dict.fromkeys(RESULT_COLUMNS, 1)
-    row |= {"dataset": "mine", "image_size": 224, "weights": "none", "time": "2026-01-01"}
-    rows = [
-        row | {"model_id": "best on test", "run_id": "a", "acc_val": 0.5, "accuracy": 0.9},
-        row | {"model_id": "best on validation", "run_id": "b", "acc_val": 0.8, "accuracy": 0.7},
-        row
-        | {"model_id": "mobnet2_small", "learning_rate": 7e-4, "epochs": 15, "run_id": "c"}
-        | {"acc_val": 0.625, "accuracy": 0.6},
-    ]
-    aux.write_table(pd.DataFrame(rows), settings.results)
-    notebooks.print_results(settings)
-    printed = capsys.readouterr().out
-    published, others = printed.split("Other runs, best validation accuracy first")
-    assert "1 of 42 published runs" in published and "mobnet2_small" in published
-    assert "0.953" in published and "0.625" in published and "0.6" in published
-    assert 0 < others.index("best on validation") < others.index("best on test")
-
-
 # ── Stored outputs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -310,6 +283,22 @@ def test_copies_for_nbval_have_the_code_of_the_notebooks(name):
         pytest.fail(f"tests/notebooks/{name} has other code than {name}: run `make sample-notebooks`.", pytrace=False)
 
 
+def test_each_notebook_begins_with_the_same_settings_and_uses_them(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("ANIMALS10_")]:
+        monkeypatch.delenv(name)
+    given = {"RAW": str(tmp_path), "WORKSPACE": str(tmp_path), "IMAGE_SIZE": 96, "WEIGHTS": "random", "ONLY": "a"}
+    cells = set()
+    for name in aux.NOTEBOOKS:
+        sources = [cell.source for cell in nbformat.read(REPOSITORY / name, as_version=4).cells]
+        place = next(number for number, source in enumerate(sources) if "WORKSPACE = None" in source)
+        cells.add(sources[place])
+        (line,) = (line for line in sources[place + 1].splitlines() if line.startswith("settings = "))
+        settings = eval(line.removeprefix("settings = "), {"aux": aux} | given)
+        assert (settings.raw, settings.root, settings.image_size) == (tmp_path, tmp_path, 96)
+        assert (settings.weights, settings.only) == ("random", ("a",))
+    assert len(cells) == 1 and re.findall(r"^(\w+) = None", cells.pop(), re.M) == list(given)
+
+
 # ── No photographs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -325,7 +314,9 @@ def drawn(*, photograph: bool, heatmap: bool, is_grey: bool = False) -> bytes:
     left.barh(["cat", "dog"], [3, 1])
     left.set_title("a title of many words, and one more line\n" * 3, fontsize=7)
     right.axis("off")
-    pixels = aux.to_rgb(aux.open_image(min(aux.SAMPLE.glob("gatto/*.jpeg")))).resize((224, 224))
+    pixels = aux.to_rgb(aux.open_image(aux.SAMPLE / "gatto" / "gatto-01.png")).resize((224, 224))
+    noise = np.random.default_rng(2).normal(0, 4, (224, 224, 1))  # that a camera adds
+    pixels = Image.fromarray(np.clip(np.asarray(pixels) + noise, 0, 255).astype("uint8"))
     if photograph or heatmap:
         pixels = pixels if photograph else Image.new("RGB", (224, 224), "lightgrey")
         right.imshow(pixels.convert("L"), cmap="gray", vmin=0, vmax=255) if is_grey else right.imshow(pixels)

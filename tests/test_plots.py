@@ -110,13 +110,18 @@ def test_runs_that_are_not_trained_say_why(tmp_path, capsys):
     aux.show_run(absent)
     assert capsys.readouterr().out == "absent is not trained here: not yet.\n"
     assert texts(aux.plot_comparison([absent], PUBLISHED)) == ["None of these runs is trained here."]
-    earlier = [write_run(tmp_path / "earlier")]
-    aux.show(aux.plot_comparison([absent], PUBLISHED, earlier))  # printed, since there is nothing to draw
+
+
+def test_one_line_says_what_is_left_out_and_no_figure_or_table_says_it_again(tmp_path, capsys):
+    absent, earlier = aux.Run("absent", why="not yet."), [write_run(tmp_path / "earlier")]
+    aux.show(aux.plot_comparison([absent], PUBLISHED, earlier))
     aux.show(aux.plot_learning_curves([absent]))
     aux.show_table(aux.classification_reports(absent))
-    printed = capsys.readouterr().out.splitlines()
-    nothing = "None of these runs is trained here."
-    assert printed == [nothing, "There are no learning curves to show.", nothing]
+    assert not capsys.readouterr().out  # where `display` would print the figure
+    aux.show_table(aux.classification_reports(absent), "a reason")
+    untrained = write_run(tmp_path / "untrained", history=history_of(0))
+    aux.show(aux.plot_learning_curves([untrained]))  # printed, since there is nothing to draw
+    assert "a reason" in (printed := capsys.readouterr().out) and "evaluated without training" in printed
 
 
 def test_the_best_run_has_the_highest_validation_accuracy(tmp_path, capsys):

@@ -4,10 +4,11 @@ from pathlib import Path
 import kagglehub
 import pytest
 
+from animals10.catalogue import CATALOGUE
 from animals10.dataset import download
-from animals10.files import UserError
+from animals10.files import REPOSITORY, UserError
 from animals10.preprocessing import scan_images
-from animals10.settings import SAMPLE, Settings
+from animals10.settings import SAMPLE, TOUR, Settings
 
 
 @pytest.mark.parametrize(
@@ -34,10 +35,51 @@ def test_an_invalid_value_is_one_line_with_name_value_and_what_is_allowed(name, 
     assert f"ANIMALS10_{name}" in message and value in message and allowed in message and "\n" not in message
 
 
-def test_without_images_the_sample_is_used_with_a_message(capsys, tmp_path):
+@pytest.fixture
+def no_weights(tmp_path, monkeypatch):
+    """A machine where Keras has downloaded nothing yet; the tests have no network."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+
+
+def test_without_images_the_sample_is_used_with_a_message(capsys, tmp_path, no_weights):
     settings = Settings.from_environment({"ANIMALS10_ROOT": str(tmp_path)})
     assert (settings.profile, settings.weights, settings.raw, settings.root) == ("sample", "random", SAMPLE, tmp_path)
-    assert "sample profile" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "sample profile" in printed and printed.count("\n") == 3
+    assert "There are no ImageNet weights (Connection refused)" in printed and "mean nothing" in printed
+
+
+def test_the_sample_trains_the_tour_or_everything_for_one_epoch(capsys, tmp_path, no_weights):
+    sample = {"ANIMALS10_PROFILE": "sample"}
+    tour = Settings.from_environment(sample | {"ANIMALS10_WEIGHTS": "random"})
+    assert tour.only == TOUR and tour.is_tour and tour.max_epochs > 20
+    assert sorted(one.id for one in CATALOGUE if one.id in TOUR) == sorted(TOUR)  # each once
+    assert {one.init_from.id for one in CATALOGUE if one.id in TOUR and one.init_from} <= set(TOUR)
+    everything = Settings.from_environment(sample | {"ANIMALS10_ALL": "1"})
+    assert (everything.only, everything.is_tour, everything.max_epochs, everything.weights) == ((), False, 1, "random")
+    two = Settings.from_environment(sample | {"ANIMALS10_ONLY": "a b", "ANIMALS10_WEIGHTS": "random"})
+    assert two.only == ("a", "b") and not two.is_tour and two.left_out_by == "ANIMALS10_ONLY"
+    assert not capsys.readouterr().out  # no network was tried
+
+
+def test_what_a_notebook_sets_holds_where_the_environment_is_silent(tmp_path, draw, monkeypatch):
+    draw(tmp_path / "images" / "cat" / "a.jpg")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cell = {"root": "build/mine", "raw": "~/images", "image_size": 96, "only": "a, b", "weights": None}
+    settings = Settings.from_environment({}, **cell)
+    assert settings.root == REPOSITORY / "build" / "mine"  # wherever the notebook lies
+    assert (settings.raw, settings.profile, settings.only) == (tmp_path / "images", "full", ("a", "b"))
+    assert (settings.image_size, settings.weights) == (96, "imagenet")
+    environment = {"ANIMALS10_IMAGE_SIZE": "64", "ANIMALS10_ONLY": "c", "ANIMALS10_ROOT": str(tmp_path)}
+    settings = Settings.from_environment(environment, **cell)
+    assert (settings.image_size, settings.only, settings.root) == (64, ("c",), tmp_path)
+    with pytest.raises(UserError, match="ANIMALS10_IMAGE_SIZE is 'big'"):
+        Settings.from_environment({}, raw=tmp_path, image_size="big")
+
+
+def test_a_workspace_that_notebook_01_has_prepared_is_not_replaced_by_the_sample(prepared, capsys):
+    settings = Settings.from_environment({"ANIMALS10_ROOT": str(prepared.root)})
+    assert settings.profile == "full" and not capsys.readouterr().out
 
 
 def test_a_raw_folder_that_was_named_never_falls_back_to_the_sample(tmp_path):
@@ -94,6 +136,7 @@ def test_every_setting_is_an_environment_variable(tmp_path):
     values = {"ROOT": tmp_path, "RAW": tmp_path, "IMAGE_SIZE": 96, "WEIGHTS": tmp_path, "MAX_EPOCHS": 2, "FORCE": 1}
     values |= {"SPLIT": "published", "SEED": 7, "FEATURE_CACHE": "off", "VIEWS": 2, "DETERMINISTIC": "yes"}
     values |= {"PROFILE": "full", "TABLE_COLUMNS": "file,label,", "ONLY": "a", "TENSORBOARD": "no", "PUBLISH": "1"}
+    values |= {"ALL": "0"}
     assert {name.lower() for name in values} == set(Settings.model_fields)
     settings = Settings.from_environment({f"ANIMALS10_{name}": str(value) for name, value in values.items()})
     assert (settings.image_size, settings.max_epochs, settings.seed, settings.views) == (96, 2, 7, 2)

@@ -175,7 +175,7 @@ def test_only_trains_what_it_names_and_shows_what_is_stored(prepared, capsys):
     only = changed(prepared, only=("other",))
     skipped = aux.train(only, small)
     assert skipped.path is None and not prepared.results.exists()
-    assert "Left out by ANIMALS10_ONLY and not trained: small." in capsys.readouterr().out
+    assert "Left out by ANIMALS10_ONLY: small." in capsys.readouterr().out
     aux.show_run(skipped)
     assert "ANIMALS10_ONLY leaves it out" in capsys.readouterr().out
     stored = aux.train(prepared, small)
