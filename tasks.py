@@ -6,17 +6,17 @@ first use. Without a task, it lists all of them; docs/usage.md describes the set
 
 import sys
 
-# First of all, and in words that every Python 3 can read.
+# First of all, and in a syntax that Python 3.6 can read, as the rest of this file.
+OTHER_PYTHON = (
+    f"Python 3.11, 3.12 or 3.13 is needed; {sys.executable} is {sys.version_info[0]}.{sys.version_info[1]}. "
+    "Name another: python3.12 tasks.py …, or make PYTHON=python3.12 …"
+)
 if sys.version_info < (3, 11):
-    sys.exit(
-        f"Python 3.11, 3.12 or 3.13 is needed; {sys.executable} is {sys.version_info[0]}.{sys.version_info[1]}. "
-        "Name another: python3.12 tasks.py …, or make PYTHON=python3.12 …"
-    )
+    sys.exit(OTHER_PYTHON)
 
 import difflib
 import hashlib
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -31,8 +31,8 @@ WINDOWS = os.name == "nt"
 NEWEST = (3, 13)  # version of Python for which TensorFlow and all others have packages
 
 # Each setting reaches notebooks and scripts as ANIMALS10_<name>. Variables are for single tasks.
-SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS DETERMINISTIC
-    TENSORBOARD PUBLISH""".split()
+SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS
+    DETERMINISTIC TENSORBOARD PUBLISH""".split()
 VARIABLES = """MODEL IMAGES CSV JSON TOP FORMAT PORT RUNS RECIPES BENCH EXPERIMENTS REPETITIONS WRITE WITH_IMAGES
     WORKERS""".split()
 OF_INSTALL = ["VENV", "CONSTRAINTS"]  # on the command line alone: others use such names in the environment
@@ -59,50 +59,50 @@ class Runner:
         """Returns the value of a variable; the empty text counts as none."""
         return self.values.get(name, "")
 
-    def option(self, option: str, name: str) -> list[str]:
-        """Returns an option of a script with the value of a variable, if there is one."""
-        return [option, self[name]] if self[name] else []
+    def script(self, name: str, arguments: list[str], settings: dict[str, str], **others: str) -> None:
+        """Runs a script of `scripts/` with the settings that were given, besides those that the task decides."""
+        settings = settings | {name: self[name] for name in SETTINGS if self[name] and name not in settings}
+        environment = {f"ANIMALS10_{name}": text for name, text in settings.items()} | others
+        self.call([self.python, str(REPOSITORY / "scripts" / name), *arguments], environment)
 
-    def words(self, name: str) -> list[str]:
-        """Returns the words of a variable that holds several: blanks separate them, quotes keep them together."""
-        try:
-            return split_words(self[name])
-        except ValueError as error:
-            sys.exit(f"{name} is {self[name]!r}: {error}. Put quotes around a name that holds one.")
+    def module(self, *arguments: str, **environment: str) -> None:
+        """Runs a module of the environment in the repository."""
+        self.call([self.python, "-m", *arguments], environment, REPOSITORY)
 
-    def script(self, name: str, *arguments: str, profile: str = "", extras: bool = False, **settings: str) -> None:
-        """Runs a script of `scripts/` in the environment, with the settings; ends with its status if it fails."""
-        self.install(extras)
-        environment = {"ANIMALS10_PROFILE": profile} if profile else {}
-        environment |= {f"ANIMALS10_{name}": self[name] for name in SETTINGS if self[name]}
-        environment |= {f"ANIMALS10_{name}": value for name, value in settings.items()}
-        self.call([self.python, shown(REPOSITORY / "scripts" / name), *arguments], environment)
-
-    def tool(self, *arguments: str, **environment: str) -> None:
-        """Runs a module of the environment in the repository; ends with its status if it fails."""
-        self.call([self.python, "-m", *arguments], environment, folder=REPOSITORY)
-
-    def call(self, command: list[str], environment: dict[str, str] | None = None, folder: Path | None = None) -> None:
+    def call(self, command: list[str], environment: dict[str, str], folder: Path | None = None) -> None:
         """Runs a command with variables of the environment; ends with its status if it fails."""
-        environment = environment or {}
         if self.dry_run:
-            print(*[f"{name}={shlex.quote(value)}" for name, value in environment.items()], shlex.join(command))
-        elif status := run(command, child_environment() | environment, folder):
+            words = [text.removeprefix(str(REPOSITORY) + os.sep) for text in command]
+            print(*[f"{name}={shlex.quote(text)}" for name, text in environment.items()], shlex.join(words))
+            return
+        status = run(command, child_environment() | environment, folder)
+        if status:
             sys.exit(status)
+
+    def delete(self, folder: Path) -> None:
+        """Deletes a folder, if it is there."""
+        if self.dry_run:
+            print("delete", folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def python(self) -> str:
         """The Python of the environment."""
-        return shown(environment_python(self.venv))
+        return str(environment_python(self.venv))
 
     # ── The environment ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def install(self, extras: bool = False) -> None:
-        """Makes the environment, unless it is there: with the requirements as they are now, and the extras if asked."""
-        sources = ["pyproject.toml", "requirements.txt", "requirements.lock"]
-        arguments = ["-r", "requirements.txt"]
-        if constraints := self["CONSTRAINTS"]:
-            sources, arguments = ["pyproject.toml", constraints], ["-e", ".[all]", "-c", constraints]
+        """Makes the environment, unless it is there: with the requirements as they are now, and the extras if asked.
+
+        One that VENV names, and that is not of this function's making, is used as it is.
+        """
+        if self["VENV"] and environment_python(self.venv).is_file() and not (self.venv / "ready").is_file():
+            return
+        sources, arguments = ["pyproject.toml", "requirements.txt", "requirements.lock"], ["-r", "requirements.txt"]
+        if self["CONSTRAINTS"]:
+            sources, arguments = ["pyproject.toml", self["CONSTRAINTS"]], ["-e", ".[all]", "-c", self["CONSTRAINTS"]]
         self._install_once("ready", sources, arguments)
         if extras:
             self._install_once("extras", [*sources, "requirements-extras.txt"], ["-r", "requirements-extras.txt"])
@@ -115,26 +115,24 @@ class Runner:
                 return
         if self.dry_run:
             return
-        print(f"Installing {arguments[1]} into {shown(self.venv)} (once; TensorFlow is large) …", flush=True)
+        print(f"Installing {arguments[1]} into {self.venv.name} (once; TensorFlow is large) …", flush=True)
         uv = shutil.which("uv")
         if not (uv and self._install_with([uv, "venv", "--quiet", "--seed", "--python"], [uv, "pip"], arguments)):
             if uv:
                 print("uv could not: trying venv and pip.", flush=True)
             if not self._install_with([], [], arguments):
-                sys.exit(f"The packages could not be installed into {shown(self.venv)}: see the lines above.")
+                sys.exit(f"The packages could not be installed into {self.venv.name}: see the lines above.")
         path.write_text(done, encoding="utf-8")
 
     def _install_with(self, uv_venv: list[str], uv_pip: list[str], arguments: list[str]) -> bool:
         """Makes the environment where there is none, and installs into it; tells whether that worked."""
         if not environment_python(self.venv).is_file():
             if sys.version_info[:2] > NEWEST:
-                sys.exit(
-                    f"Python 3.11, 3.12 or 3.13 is needed; {sys.executable} is {sys.version_info[0]}."
-                    f"{sys.version_info[1]}. Name another: python3.12 tasks.py …, or make PYTHON=python3.12 …"
-                )
+                sys.exit(OTHER_PYTHON)
             command = [*uv_venv, sys.executable] if uv_venv else [sys.executable, "-m", "venv"]
             if run([*command, "--clear", str(self.venv)]):
                 return False
+            (self.venv / "ready").touch()
         python = str(environment_python(self.venv))
         command = [*uv_pip, "install", "--python", python] if uv_pip else [python, "-m", "pip", "install"]
         command += ["--quiet"] if uv_pip else ["--quiet", "--disable-pip-version-check"]
@@ -153,11 +151,6 @@ def child_environment(windows: bool = WINDOWS) -> dict[str, str]:
     if windows:
         defaults["PYTHONUTF8"] = "1"  # else output in a file cannot hold every file name
     return defaults | os.environ | {"PYTHONPATH": path}  # the code of this checkout, whichever is installed
-
-
-def shown(path: Path) -> str:
-    """Returns a path as commands take it: relative to the current folder where it lies inside."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def run(command: list[str], environment: dict[str, str] | None = None, folder: Path | None = None) -> int:
@@ -190,342 +183,220 @@ def terminated_with(process: subprocess.Popen) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def split_words(text: str, windows: bool = WINDOWS) -> list[str]:
-    r"""Splits a text as a shell does. On Windows, a backslash separates folders: `C:\images 'my cat.png'`.
-
-    Raises:
-        ValueError: A quote is not closed.
-    """
-    words = shlex.shlex(text, posix=True, punctuation_chars=False)
-    words.whitespace_split, words.commenters = True, ""
-    words.escape = "" if windows else words.escape
-    return list(words)
-
-
 # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
+HELP = """make TASK NAME=value …  or  python tasks.py TASK NAME=value …  (docs/usage.md describes both)
+start
+  run            run the three notebooks on the sample, in build/sample, and print the results
+  data           download Animals-10 into data/raw-img
+  quick          a first result in minutes on your images, one linear probe: RAW= ROOT=
+  full           run the three notebooks on your images: RAW= ROOT= WEIGHTS= ONLY= …
+look
+  report         write build/report/report.html of all stored runs: ROOT= WITH_IMAGES=1
+  efficiency     measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
+  audit leakage  near-duplicates of Animals-10: which there are, and what they are worth: ROOT=
+use
+  classify       classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: ROOT= TOP=
+  demo           serve a page on this machine to try the models in a browser: ROOT= PORT=
+  export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT=
+  recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
+maintain
+  install extras lock                            .venv; what demo and export need; pinned versions
+  verify rebuild missing adopt                   stored runs: check, restore, complete, adopt: ROOT= RUNS=
+  clean clean-cache                              delete build/; delete the feature cache of ROOT=
+  test test-all stress lint bench                tests; style and types; benchmark: BENCH=
+  notebooks sample-notebooks readme sample site  what this repository stores; its pages in build/site"""
+
 Task = Callable[[Runner], None]
-TASKS: dict[str, Task] = {}
-GROUPS: dict[str, dict[str, list[str]]] = {"start": {}, "look": {}, "use": {}, "maintain": {}}  # title → names
+Words = Callable[[Runner], list[str]]  # of a command line
 
 
-def task(group: str, title: str = "") -> Callable[[Task], Task]:
-    """Registers a task. In the list of all tasks, those of the same title share a line; else it is the docstring's."""
+def script(name: str, *words: str | Words, profile: str = "full", extras: bool = False, **settings: str) -> Task:
+    """Returns a task that runs a script of `scripts/`.
 
-    def register(function: Task) -> Task:
-        name = function.__name__.rstrip("_").replace("_", "-")
-        TASKS[name] = function
-        GROUPS[group].setdefault(title or description(function)[0], []).append(name)
-        return function
-
-    return register
-
-
-def description(function: Task) -> list[str]:
-    """Returns the lines of a task's docstring."""
-    return [line.strip() for line in (function.__doc__ or "").strip().splitlines()]
-
-
-@task("start")
-def run_(runner: Runner) -> None:
-    """Run the three notebooks on the sample, in build/sample, and print the results."""
-    runner.script("run_notebooks.py", profile="sample")
-
-
-@task("start")
-def data(runner: Runner) -> None:
-    """Download Animals-10 into data/raw-img."""
-    runner.script("download.py", profile="full")
-
-
-@task("start")
-def quick(runner: Runner) -> None:
-    """A first result in minutes on your images: notebooks 01 and 03, one linear probe: RAW= ROOT=."""
-    notebooks = "01-preprocessing.ipynb", "03-transfer-learning.ipynb"
-    runner.script("run_notebooks.py", "--notebooks", *notebooks, profile="full", ONLY="mobnet2_linear_probe")
-
-
-@task("start")
-def full(runner: Runner) -> None:
-    """Run the three notebooks on your images: RAW= ROOT= WEIGHTS= ONLY= … (settings: docs/usage.md)."""
-    runner.script("run_notebooks.py", profile="full")
-
-
-@task("look")
-def report(runner: Runner) -> None:
-    """Write build/report/report.html of all stored runs: ROOT=.
-
-    WITH_IMAGES=1 embeds misclassified images.
+    Args:
+        name: Its file name.
+        words: Its arguments, or functions of the runner that return some.
+        profile: The value of ANIMALS10_PROFILE; empty for none.
+        extras: Whether it needs the packages of requirements-extras.txt.
+        settings: Settings that do not depend on the command line.
     """
-    runner.script("report.py", *(["--with-images"] if runner["WITH_IMAGES"] else []), profile="full")
+
+    def task(runner: Runner) -> None:
+        arguments = [part for word in words for part in ([word] if isinstance(word, str) else word(runner))]
+        runner.install(extras)
+        runner.script(name, arguments, ({"PROFILE": profile} if profile else {}) | settings)
+
+    return task
 
 
-@task("look")
-def efficiency(runner: Runner) -> None:
-    """Measure size, latency and throughput of all stored runs, on an idle machine: ROOT=."""
-    runner.script("measure_efficiency.py", profile="full")
+def option(option: str, name: str) -> Words:
+    """Returns an option of a script and the value of a variable, where there is one."""
+    return lambda runner: [option, runner[name]] if runner[name] else []
 
 
-NEAR_DUPLICATES = "Near-duplicates of Animals-10: which there are, and what they are worth: ROOT="
+def flag(option: str, name: str) -> Words:
+    """Returns an option of a script, where a variable has a value."""
+    return lambda runner: [option] if runner[name] else []
 
 
-@task("look", NEAR_DUPLICATES)
-def audit(runner: Runner) -> None:
-    """Print the near-duplicate audit of Animals-10 in a workspace: ROOT=."""
-    runner.script("audit.py", profile="full")
+def value(name: str) -> Words:
+    """Returns the value of a variable as one word, also where it is empty."""
+    return lambda runner: [runner[name]]
 
 
-@task("look", NEAR_DUPLICATES)
-def leakage(runner: Runner) -> None:
-    """Measure what near-duplicates in training are worth on test images: ROOT= SPLIT= EXPERIMENTS= REPETITIONS=.
+def words(name: str) -> Words:
+    """Returns the words of a variable that holds several."""
+    return lambda runner: split_words(runner[name], name)
 
-    WRITE=1 writes the values into data/animals10-leakage.csv.
+
+def split_words(text: str, name: str, windows: bool = WINDOWS) -> list[str]:
+    r"""Splits a text as a shell does: blanks separate words, quotes keep them together.
+
+    On Windows, a backslash separates folders: `C:\images 'my cat.png'`. A quote that is not closed ends in one line.
     """
-    options = ["--write"] if runner["WRITE"] else []
-    options += runner.option("--repetitions", "REPETITIONS")
-    runner.script("leakage.py", *options, *runner.words("EXPERIMENTS"), profile="full")
+    found = shlex.shlex(text, posix=True)
+    found.whitespace_split, found.commenters, found.escape = True, "", "" if windows else found.escape
+    try:
+        return list(found)
+    except ValueError as error:
+        sys.exit(f"{name} is {text!r}: {str(error).lower()}; put quotes of the other kind around such a name.")
 
 
-@task("use")
-def classify(runner: Runner) -> None:
-    """Classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it; TOP= classes: ROOT=."""
-    options = [*runner.option("--csv", "CSV"), *runner.option("--json", "JSON"), *runner.option("--top", "TOP")]
-    runner.script("classify.py", *options, runner["MODEL"], *runner.words("IMAGES"), profile="full")
+def test(*options: str) -> Task:
+    """Returns a task that runs notebook 01 on the sample, which makes the images, then the others and the tests."""
+
+    def task(runner: Runner) -> None:
+        runner.install()
+        parallel = ["-n", runner["WORKERS"] or "2", "--dist", "loadscope", "--no-loadscope-reorder"]
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as workspace:
+            settings = {"ANIMALS10_PROFILE": "sample", "ANIMALS10_ROOT": workspace, "CUDA_VISIBLE_DEVICES": "-1"}
+            runner.module("pytest", *NBVAL, FIRST, *options, **settings)
+            runner.module("pytest", *NBVAL, *parallel, "tests", f"--ignore={FIRST}", *options, **settings)
+
+    return task
 
 
-@task("use")
-def demo(runner: Runner) -> None:
-    """Serve a page on this machine to try the models of ROOT= in a browser: PORT=."""
-    runner.script("demo.py", *runner.option("--port", "PORT"), profile="full", extras=True)
-
-
-@task("use")
-def export(runner: Runner) -> None:
-    """Export, check and time MODEL=<id, run or .keras file> as FORMAT=litert,litert8,onnx: ROOT=."""
-    options = runner.option("--format", "FORMAT")
-    runner.script("export.py", *options, runner["MODEL"], profile="full", extras=True)
-
-
-@task("use")
-def recipes(runner: Runner) -> None:
-    """Compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=."""
-    runner.script("compare_recipes.py", *runner.words("RECIPES"), profile="full")
-
-
-ENVIRONMENT = "the environment .venv; with extras; pinned versions"
-
-
-@task("maintain", ENVIRONMENT)
-def install(runner: Runner) -> None:
-    """Make .venv and install what the notebooks and all commands need; other commands do so at first use.
-
-    VENV= names another folder. CONSTRAINTS=constraints-oldest.txt installs the oldest versions that are supported.
-    """
+def stress(runner: Runner) -> None:
+    """Runs the stress test: thousands of bad files, concurrent writers of results.csv, and kills."""
     runner.install()
+    runner.script("stress.py", [], {}, CUDA_VISIBLE_DEVICES="-1")
 
 
-@task("maintain", ENVIRONMENT)
-def extras(runner: Runner) -> None:
-    """Install what demo, export, TensorBoard and HEIC images need in addition."""
-    runner.install(extras=True)
+def lint(runner: Runner) -> None:
+    """Checks the style of code and notebooks (ruff) and the types of the package (mypy)."""
+    runner.install()
+    for command in ("ruff check .", "ruff format --check .", "mypy"):
+        runner.module(*command.split())
 
 
-@task("maintain", ENVIRONMENT)
+def sample_notebooks(runner: Runner) -> None:
+    """Runs the notebooks on the sample, and stores in tests/notebooks what nbval compares."""
+    workspace = REPOSITORY / "build" / "notebooks"
+    runner.delete(workspace)
+    script("run_notebooks.py", "--store", "checked", profile="sample", ROOT=str(workspace))(runner)
+
+
 def lock(runner: Runner) -> None:
-    """Update requirements.lock, the pinned dependencies of both requirements files (needs uv)."""
+    """Updates requirements.lock, the pinned dependencies of both requirements files (needs uv)."""
     names = "requirements.txt", "requirements-extras.txt"
     lines = [line for name in names for line in (REPOSITORY / name).read_text(encoding="utf-8").splitlines()]
     command = "uv pip compile --universal --python-version 3.11 --quiet --no-header --no-annotate --no-emit-index-url"
     with tempfile.TemporaryDirectory() as folder:
-        pinned = Path(folder) / "requirements.in"
-        pinned.write_text("\n".join(line for line in lines if not line.startswith("-")), encoding="utf-8")
-        runner.call([*command.split(), str(pinned), "-o", "requirements.lock"], folder=REPOSITORY)
+        direct = Path(folder) / "requirements.in"
+        direct.write_text("\n".join(line for line in lines if not line.startswith("-")), encoding="utf-8")
+        runner.call([*command.split(), str(direct), "-o", "requirements.lock"], {}, REPOSITORY)
 
 
-RUNS = "stored runs: check, restore, complete, adopt: ROOT="
-
-
-@task("maintain", RUNS)
-def verify(runner: Runner) -> None:
-    """Check that stored models and predictions agree with results.csv: ROOT= RAW= RUNS="id …"."""
-    runner.script("verify.py", *runner.words("RUNS"))
-
-
-@task("maintain", RUNS)
-def rebuild(runner: Runner) -> None:
-    """Restore results.csv from the run.json of all finished runs: ROOT=."""
-    runner.script("rebuild_results.py", profile="full")
-
-
-@task("maintain", RUNS)
-def missing(runner: Runner) -> None:
-    """Train the experiments of the study that results.csv lacks: RAW= ROOT= SPLIT= ONLY=."""
-    runner.script("missing.py", profile="full")
-
-
-@task("maintain", RUNS)
-def adopt(runner: Runner) -> None:
-    """Check runs of another workspace and add their rows and run files to this one: RUNS=folder ROOT=."""
-    runner.script("adopt.py", *runner.words("RUNS"), profile="full")
-
-
-CLEANING = "delete build/; the feature cache of ROOT="
-
-
-@task("maintain", CLEANING)
 def clean(runner: Runner) -> None:
-    """Delete build/ and the caches of tools; data, models, results and .venv stay."""
+    """Deletes build/ and the caches of tools; data, models, results and .venv stay."""
     for path in (path for pattern in MADE_BY_TOOLS for path in REPOSITORY.glob(pattern)):
-        if runner.dry_run:
-            print("delete", shown(path))
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        runner.delete(path)
 
 
-@task("maintain", CLEANING)
 def clean_cache(runner: Runner) -> None:
-    """Delete the feature cache of a workspace: ROOT=."""
-    if environment_python(runner.venv).is_file():  # without an environment there is no cache either
-        runner.script("clean_cache.py", profile="full")
+    """Deletes the feature cache of a workspace. Without an environment there is none."""
+    if environment_python(runner.venv).is_file():
+        script("clean_cache.py")(runner)
 
 
-TESTING = "tests; style and types; benchmark: BENCH="
-
-
-@task("maintain", TESTING)
-def test(runner: Runner) -> None:
-    """Run the fast tests, and compare the notebooks on the sample with tests/notebooks (nbval): WORKERS=2."""
-    run_tests(runner, "-m", "not slow")
-
-
-@task("maintain", TESTING)
-def test_all(runner: Runner) -> None:
-    """Run all tests, including the slow ones (up to an hour): WORKERS=2."""
-    run_tests(runner)
-
-
-def run_tests(runner: Runner, *options: str) -> None:
-    """Runs notebook 01 on the sample, which makes the images that the others read, then all others and the tests."""
-    runner.install()
-    parallel = ["-n", runner["WORKERS"] or "2", "--dist", "loadscope", "--no-loadscope-reorder"]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as workspace:
-        settings = {"ANIMALS10_PROFILE": "sample", "ANIMALS10_ROOT": workspace, "CUDA_VISIBLE_DEVICES": "-1"}
-        runner.tool("pytest", *NBVAL, FIRST, *options, **settings)
-        runner.tool("pytest", *NBVAL, *parallel, "tests", f"--ignore={FIRST}", *options, **settings)
-
-
-@task("maintain", TESTING)
-def stress(runner: Runner) -> None:
-    """Thousands of bad files, concurrent writers of results.csv, and kills (takes minutes)."""
-    runner.install()
-    runner.call([runner.python, shown(REPOSITORY / "scripts" / "stress.py")], {"CUDA_VISIBLE_DEVICES": "-1"})
-
-
-@task("maintain", TESTING)
-def lint(runner: Runner) -> None:
-    """Check the style of code and notebooks (ruff) and the types of the package (mypy)."""
-    runner.install()
-    runner.tool("ruff", "check", ".")
-    runner.tool("ruff", "format", "--check", ".")
-    runner.tool("mypy")
-
-
-@task("maintain", TESTING)
-def bench(runner: Runner) -> None:
-    """Time training with and without the feature cache on synthetic images: BENCH="--images 1000"."""
-    runner.script("bench.py", *runner.words("BENCH"))
-
-
-STORED = "what this repository stores; its pages"
-
-
-@task("maintain", STORED)
-def notebooks(runner: Runner) -> None:
-    """Run the notebooks without training, and store their outputs here without photographs: RAW= ROOT= …."""
-    runner.script("run_notebooks.py", "--store", "published", profile="full")
-
-
-@task("maintain", STORED)
-def sample_notebooks(runner: Runner) -> None:
-    """Run the notebooks on the sample, and store in tests/notebooks what nbval compares."""
-    workspace = REPOSITORY / "build" / "notebooks"
-    if not runner.dry_run:
-        shutil.rmtree(workspace, ignore_errors=True)
-    runner.script("run_notebooks.py", "--store", "checked", profile="sample", ROOT=str(workspace))
-
-
-@task("maintain", STORED)
-def readme(runner: Runner) -> None:
-    """Write the figure and tables of README.md and docs/results.md from results.csv."""
-    runner.script("readme.py")
-
-
-@task("maintain", STORED)
-def sample(runner: Runner) -> None:
-    """Draw the images of the sample again (needs the font Noto Color Emoji)."""
-    runner.script("draw_sample.py")
-
-
-@task("maintain", STORED)
-def site(runner: Runner) -> None:
-    """Write build/site/: report, notebooks with their stored outputs, and documentation, as linked pages."""
-    runner.script("website.py")
+RUN, NOTEBOOKS_01_03 = "run_notebooks.py", ("01-preprocessing.ipynb", "03-transfer-learning.ipynb")
+SAVED = option("--csv", "CSV"), option("--json", "JSON"), option("--top", "TOP")
+TASKS: dict[str, Task] = {
+    "run": script(RUN, profile="sample"),
+    "data": script("download.py"),
+    "quick": script(RUN, "--notebooks", *NOTEBOOKS_01_03, ONLY="mobnet2_linear_probe"),
+    "full": script(RUN),
+    "report": script("report.py", flag("--with-images", "WITH_IMAGES")),
+    "efficiency": script("measure_efficiency.py"),
+    "audit": script("audit.py"),
+    "leakage": script(
+        "leakage.py", flag("--write", "WRITE"), option("--repetitions", "REPETITIONS"), words("EXPERIMENTS")
+    ),
+    "classify": script("classify.py", *SAVED, value("MODEL"), words("IMAGES")),
+    "demo": script("demo.py", option("--port", "PORT"), extras=True),
+    "export": script("export.py", option("--format", "FORMAT"), value("MODEL"), extras=True),
+    "recipes": script("compare_recipes.py", words("RECIPES")),
+    "install": lambda runner: runner.install(),
+    "extras": lambda runner: runner.install(extras=True),
+    "lock": lock,
+    "verify": script("verify.py", words("RUNS"), profile=""),
+    "rebuild": script("rebuild_results.py"),
+    "missing": script("missing.py"),
+    "adopt": script("adopt.py", words("RUNS")),
+    "clean": clean,
+    "clean-cache": clean_cache,
+    "test": test("-m", "not slow"),
+    "test-all": test(),
+    "stress": stress,
+    "lint": lint,
+    "bench": script("bench.py", words("BENCH"), profile=""),
+    "notebooks": script(RUN, "--store", "published"),
+    "sample-notebooks": sample_notebooks,
+    "readme": script("readme.py", profile=""),
+    "sample": script("draw_sample.py", profile=""),
+    "site": script("website.py", profile=""),
+}
 
 
 # ── The command line ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def help_text() -> str:
-    """Returns the list of all tasks. It fits 24 lines of 100 characters."""
-    lines = ["make TASK NAME=value …  or  python tasks.py TASK NAME=value …  (more on one: python tasks.py help TASK)"]
-    for group, titles in GROUPS.items():
-        lines.append(group)
-        width = max(len(" ".join(names)) for names in titles.values())
-        lines += [f"  {' '.join(names):<{width}}  {title.rstrip('.')}" for title, names in titles.items()]
-    return "\n".join(lines)
-
-
-def known_name(word: str, known: list[str], what: str, cutoff: float = 0.0) -> None:
-    """Ends with a line that names the nearest if a name is not known; above 0, `cutoff` lets distant names pass."""
-    nearest = difflib.get_close_matches(word.upper() if known[0].isupper() else word, known, n=1, cutoff=cutoff)
-    if word not in known and (nearest or not cutoff):
-        sys.exit(f"There is no {what} {word}; the nearest is {nearest[0]}." if nearest else f"There is no {what} {word}.")
-
-
-def parse(words: list[str]) -> tuple[list[str], dict[str, str], bool]:
-    """Returns the tasks, the values and whether this is a dry run, of the words of the command line.
+def main(arguments: list[str]) -> None:
+    """Runs the tasks that the command line names, one after the other.
 
     A variable of the environment counts as well, as make has it; the command line goes first. A name that is neither a
     setting nor a variable is passed on as a variable of the environment, unless it looks like a typing error.
     """
-    values = {name: os.environ[name] for name in (*SETTINGS, *VARIABLES) if os.environ.get(name)}
-    known, tasks = [*SETTINGS, *VARIABLES, *OF_INSTALL], []
-    for word in words:
-        if found := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", word, re.DOTALL):
-            known_name(found[1], known, "variable", cutoff=0.8)
-            values[found[1]] = found[2]
-        elif word not in ("--dry-run", "-n"):
-            tasks.append("help" if word in ("--help", "-h") else word)
-    os.environ.update({name: value for name, value in values.items() if name not in known})
-    return tasks, values, not {"--dry-run", "-n"}.isdisjoint(words)
-
-
-def main(words: list[str]) -> None:
-    """Runs the tasks that the command line names, one after the other."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a console of Windows may lack a character
-    tasks, values, dry_run = parse(words)
-    if "help" in tasks or not tasks:
-        asked = [name for name in tasks if name != "help"]
-        for name in asked:
-            known_name(name, list(TASKS), "task")
-            print(f"{name}:", *description(TASKS[name]))
-        print(*[] if asked else [help_text()])
+    values = {name: os.environ[name] for name in (*SETTINGS, *VARIABLES) if os.environ.get(name)}
+    known, tasks = [*SETTINGS, *VARIABLES, *OF_INSTALL], []
+    for word in arguments:
+        name, equals, text = word.partition("=")
+        if not equals:
+            tasks.append(word)
+        elif name in known or not difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8):
+            values[name] = text
+        else:
+            unknown("variable", name, known)
+    dry_run = "--dry-run" in tasks
+    tasks = [name for name in tasks if name != "--dry-run"]
+    if not tasks or {"help", "--help", "-h"} & set(tasks):
+        print(HELP)
         return
     for name in tasks:
-        known_name(name, list(TASKS), "task")
+        if name not in TASKS:
+            unknown("task", name, list(TASKS))
+    os.environ.update({name: text for name, text in values.items() if name not in known})
     for name in tasks:
         TASKS[name](Runner(values, dry_run))
+
+
+def unknown(what: str, name: str, known: list[str]) -> None:
+    """Ends with a line about a name that is not known, and the one that was probably meant."""
+    nearest = difflib.get_close_matches(name.upper() if what == "variable" else name, known, n=1)
+    sys.exit(f"There is no {what} {name}" + (f": did you mean {nearest[0]}?" if nearest else ". help lists them."))
 
 
 if __name__ == "__main__":

@@ -3,3 +3,7 @@
 Notebooks use it through `auxiliary`, which re-exports its public names. docs/design.md lists the modules in the order
 of the data flow; a module imports only modules above it.
 """
+
+from animals10.versions import check_versions
+
+check_versions()
