@@ -39,8 +39,8 @@ OF_INSTALL = ["VENV", "CONSTRAINTS"]  # on the command line alone: others use su
 
 FIRST = "tests/notebooks/01-preprocessing.ipynb"
 NBVAL = ["--nbval-lax", "--nbval-cell-timeout=1200"]
-MADE_BY_TOOLS = "build .hypothesis .mypy_cache .pytest_cache .ruff_cache .ipynb_checkpoints *.egg-info".split()
-MADE_BY_TOOLS += ["__pycache__", "*/__pycache__"]
+MADE_BY_TOOLS = """build .hypothesis .mypy_cache .pytest_cache .ruff_cache .ipynb_checkpoints *.egg-info __pycache__
+    */__pycache__""".split()
 
 
 class Runner:
@@ -117,11 +117,11 @@ class Runner:
             return
         print(f"Installing {arguments[1]} into {self.venv.name} (once; TensorFlow is large) …", flush=True)
         uv = shutil.which("uv")
-        if not (uv and self._install_with([uv, "venv", "--quiet", "--seed", "--python"], [uv, "pip"], arguments)):
-            if uv:
-                print("uv could not: trying venv and pip.", flush=True)
-            if not self._install_with([], [], arguments):
-                sys.exit(f"The packages could not be installed into {self.venv.name}: see the lines above.")
+        done_with_uv = uv and self._install_with([uv, "venv", "--quiet", "--seed", "--python"], [uv, "pip"], arguments)
+        if uv and not done_with_uv:
+            print("uv could not: trying venv and pip.", flush=True)
+        if not (done_with_uv or self._install_with([], [], arguments)):
+            sys.exit(f"The packages could not be installed into {self.venv.name}: see the lines above.")
         path.write_text(done, encoding="utf-8")
 
     def _install_with(self, uv_venv: list[str], uv_pip: list[str], arguments: list[str]) -> bool:
@@ -202,10 +202,10 @@ use
   recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
 maintain
   install extras lock                            .venv; what demo and export need; pinned versions
-  verify rebuild missing adopt                   stored runs: check, restore, complete, adopt: ROOT= RUNS=
+  verify rebuild missing adopt                   stored runs: check, restore, complete, adopt: ROOT=
   clean clean-cache                              delete build/; delete the feature cache of ROOT=
   test test-all stress lint bench                tests; style and types; benchmark: BENCH=
-  notebooks sample-notebooks readme sample site  what this repository stores; its pages in build/site"""
+  notebooks sample-notebooks readme sample site  what this repository stores; build/site"""
 
 Task = Callable[[Runner], None]
 Words = Callable[[Runner], list[str]]  # of a command line
@@ -317,7 +317,7 @@ def clean(runner: Runner) -> None:
 def clean_cache(runner: Runner) -> None:
     """Deletes the feature cache of a workspace. Without an environment there is none."""
     if environment_python(runner.venv).is_file():
-        script("clean_cache.py")(runner)
+        runner.script("clean_cache.py", [], {"PROFILE": "full"})
 
 
 RUN, NOTEBOOKS_01_03 = "run_notebooks.py", ("01-preprocessing.ipynb", "03-transfer-learning.ipynb")
@@ -380,14 +380,11 @@ def main(arguments: list[str]) -> None:
             values[name] = text
         else:
             unknown("variable", name, known)
-    dry_run = "--dry-run" in tasks
-    tasks = [name for name in tasks if name != "--dry-run"]
+    dry_run, tasks = "--dry-run" in tasks, [name for name in tasks if name != "--dry-run"]
     if not tasks or {"help", "--help", "-h"} & set(tasks):
-        print(HELP)
-        return
-    for name in tasks:
-        if name not in TASKS:
-            unknown("task", name, list(TASKS))
+        return print(HELP)
+    for name in set(tasks) - set(TASKS):
+        unknown("task", name, list(TASKS))
     os.environ.update({name: text for name, text in values.items() if name not in known})
     for name in tasks:
         TASKS[name](Runner(values, dry_run))
