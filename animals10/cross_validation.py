@@ -169,7 +169,7 @@ def _with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
     """Returns a table of folds, after the rows of an earlier one whose configuration or cap on epochs is another."""
 
     def names(rows: pd.DataFrame) -> pd.Series:
-        caps = rows.reindex(columns=["epochs_cap"]).epochs_cap.fillna(0).astype(int)
+        caps = pd.to_numeric(rows.reindex(columns=["epochs_cap"]).epochs_cap).fillna(0).astype(int)
         return rows.configuration.astype("str") + "\n" + caps.astype("str")
 
     kept = earlier[~names(earlier).isin(names(table))]
