@@ -231,7 +231,7 @@ def read_table(path: Path, columns: Sequence[str] = (), advice: str = RESTORE) -
         if _head(path).startswith(SPREADSHEETS):
             raise UserError(f"{display_path(path)} is a spreadsheet under the name of a csv table: save it as csv.")
         header = ",".join(map(str, pd.read_csv(path, nrows=0, **options)))
-        if "\0" in header:
+        if "\0" in header or not _head(path).strip(b"\0"):
             raise ValueError("it holds zeros, as after a power cut")
         if separator := foreign_separator(header):
             raise UserError(f"{display_path(path)} has {separator}")
