@@ -253,7 +253,8 @@ def test_a_newer_python_than_tensorflow_knows_is_one_line(checkout, tasks, monke
 
 @needs_make
 def test_the_feature_cache_can_be_deleted_also_below_the_home_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
     for root, name in ((f"{tmp_path}", tmp_path), ("~/it's", tmp_path / "it's")):
         cache = name / "data" / "features" / "MobileNetV2-train"
         cache.mkdir(parents=True)
