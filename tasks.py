@@ -240,11 +240,6 @@ def flag(option: str, name: str) -> Words:
     return lambda runner: [option] if runner[name] else []
 
 
-def value(name: str) -> Words:
-    """Returns the value of a variable as one word, also where it is empty."""
-    return lambda runner: [runner[name]]
-
-
 def words(name: str) -> Words:
     """Returns the words of a variable that holds several."""
     return lambda runner: split_words(runner[name], name)
@@ -333,9 +328,9 @@ TASKS: dict[str, Task] = {
     "leakage": script(
         "leakage.py", flag("--write", "WRITE"), option("--repetitions", "REPETITIONS"), words("EXPERIMENTS")
     ),
-    "classify": script("classify.py", *SAVED, value("MODEL"), words("IMAGES")),
+    "classify": script("classify.py", *SAVED, lambda runner: [runner["MODEL"]], words("IMAGES")),
     "demo": script("demo.py", option("--port", "PORT"), extras=True),
-    "export": script("export.py", option("--format", "FORMAT"), value("MODEL"), extras=True),
+    "export": script("export.py", option("--format", "FORMAT"), lambda runner: [runner["MODEL"]], extras=True),
     "recipes": script("compare_recipes.py", words("RECIPES")),
     "install": lambda runner: runner.install(),
     "extras": lambda runner: runner.install(extras=True),
