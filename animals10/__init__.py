@@ -5,5 +5,7 @@ of the data flow; a module imports only modules above it.
 """
 
 from animals10.quiet import quiet_tensorflow
+from animals10.versions import check_versions
 
+check_versions()
 quiet_tensorflow()

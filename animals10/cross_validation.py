@@ -24,7 +24,7 @@ from animals10.augmentation import Augmentation
 from animals10.catalogue import CATALOGUE, find_experiment
 from animals10.evaluation import predict_table
 from animals10.experiments import Experiment, Training
-from animals10.files import UserError, display_path, read_table, write_table
+from animals10.files import UserError, display_path, link_folder, read_table, write_table
 from animals10.input_pipeline import batches
 from animals10.models import Transfer, load_model
 from animals10.preprocessing import read_overview, resize_images, scan_images
@@ -169,7 +169,7 @@ def _with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
     """Returns a table of folds, after the rows of an earlier one whose configuration or cap on epochs is another."""
 
     def names(rows: pd.DataFrame) -> pd.Series:
-        caps = rows.reindex(columns=["epochs_cap"]).epochs_cap.fillna(0).astype(int)
+        caps = pd.to_numeric(rows.reindex(columns=["epochs_cap"]).epochs_cap).fillna(0).astype(int)
         return rows.configuration.astype("str") + "\n" + caps.astype("str")
 
     kept = earlier[~names(earlier).isin(names(table))]
@@ -202,7 +202,7 @@ def fold_settings(settings: Settings, folds: np.ndarray, repetition: int, fold: 
     if not (data / "train.csv").exists():  # it is written last
         data.mkdir(parents=True, exist_ok=True)
         if not (data / "processed").exists():
-            (data / "processed").symlink_to(settings.data / "processed", target_is_directory=True)
+            link_folder(settings.data / "processed", data / "processed")
         write_table(overview, data / "processed-overview.csv")
         for name, table in parts.items():
             write_table(table, data / f"{name}.csv")

@@ -180,6 +180,9 @@ def _check_kind(image: Any) -> None:
     """Raises a `ValueError` for kinds of images that Pillow opens, but does not decode rightly."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image.tag_v2)
+        is_raw = any(tile[0] == "raw" for tile in image.tile)
+        if is_raw and image.tag_v2[PHOTOMETRIC] == YCBCR and image.mode != "YCbCr":
+            raise ValueError("a TIFF of YCbCr colours, which Pillow before 12 misreads: store it as RGB")
     elif image.format == "BMP" and image.mode in ("1", "L") and image.tile:
         image.fp.seek(14)
         header = image.fp.read(16)

@@ -5,7 +5,6 @@ The experiments of this study are in `catalogue.py`.
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from animals10.augmentation import Augmentation
-from animals10.files import UserError, expand_user, file_sha256
+from animals10.files import WINDOWS_DEVICE, UserError, expand_user, file_sha256
 from animals10.model_checks import check_model
 from animals10.models import CNN, Architecture, Transfer, network_config
 from animals10.runs import Run, RunKey
@@ -27,7 +26,6 @@ from animals10.splits import CLASS_BALANCES
 TRAINING_VERSION = 1  # part of each run's identity: raise it when equal settings give other numbers
 MAX_ID_BYTES = 200  # a folder's name holds 255, and time and digest follow the id
 # Names of devices, which Windows sees in "con.v2" as well.
-RESERVED_ID = r"(?i)(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$) *(\.|$)"
 SCHEDULES = ("constant", "cosine")
 
 
@@ -193,7 +191,7 @@ def _check_id(id: Any) -> None:
         "begins with a dash": id.startswith("-"),  # which commands take for an option
         "begins or ends with a blank": id != id.strip(),
         "ends with a dot": id.endswith("."),
-        "is the name of a device of Windows": re.match(RESERVED_ID, id),
+        "is the name of a device of Windows": WINDOWS_DEVICE.match(id),
     }
     for fault, is_wrong in checks.items():
         if is_wrong:

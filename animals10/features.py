@@ -148,11 +148,11 @@ def cached_features(
 def _compute(work: Path, title: str, shapes: Mapping, dtype: str, rows: int, compute: Callable) -> None:
     progress = work / "progress"
     try:
-        done = int(progress.read_text())
+        done = int(progress.read_text(encoding="ascii"))
         arrays = [np.lib.format.open_memmap(work / f"{name}.npy", "r+") for name in shapes]
     except (OSError, ValueError):  # nothing was begun, or it is damaged
         _allocate(work, title, shapes, dtype, rows)
-        progress.write_text("0")
+        progress.write_text("0", encoding="ascii")
         done, arrays = 0, [np.lib.format.open_memmap(work / f"{name}.npy", "r+") for name in shapes]
     flushed = time.monotonic()
     with Progress(total=rows, initial=done, desc=f"{title}: cached features", unit="image") as bar:
@@ -168,7 +168,7 @@ def _compute(work: Path, title: str, shapes: Mapping, dtype: str, rows: int, com
             if time.monotonic() - flushed > SECONDS_BETWEEN_FLUSHES or done == rows:
                 for array in arrays:
                     array.flush()
-                progress.with_suffix(".new").write_text(str(done))
+                progress.with_suffix(".new").write_text(str(done), encoding="ascii")
                 progress.with_suffix(".new").replace(progress)  # only after the rows that it counts
                 flushed = time.monotonic()
 

@@ -7,6 +7,9 @@ import io
 import json
 import os
 import re
+import shutil
+import sys
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +21,11 @@ import pandas as pd
 import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+WINDOWS = os.name == "nt"
+# Names of devices of Windows, with any suffix: no file can be called so there.
+WINDOWS_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
+if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a console of Windows lacks characters; names may be no Unicode
 # Columns that are read as text, whatever a value looks like.
 TEXT_COLUMNS = tuple(
     """relpath name category source sha256 predicted model_id run_id dataset commit data_sha256
@@ -62,6 +70,7 @@ OS_ERROR_ADVICE = {
     errno.EACCES: "permission denied. Give yourself access or choose another workspace (ANIMALS10_ROOT)",
     errno.EPERM: "not permitted. Give yourself access or choose another workspace (ANIMALS10_ROOT)",
 }
+OPEN_ON_WINDOWS = "another program has it open, or permission is missing. Close it there or give yourself access"
 
 
 @contextmanager
@@ -80,7 +89,8 @@ def user_facing_os_errors(path: Path, verb: str = "written") -> Iterator[None]:
     except OSError as error:
         if error.errno not in OS_ERROR_ADVICE:
             raise
-        raise UserError(f"{path} cannot be {verb}: {OS_ERROR_ADVICE[error.errno]}, then run this again.") from None
+        advice = OPEN_ON_WINDOWS if WINDOWS and error.errno == errno.EACCES else OS_ERROR_ADVICE[error.errno]
+        raise UserError(f"{path} cannot be {verb}: {advice}, then run this again.") from None
 
 
 # What is often found in place of a file, by its first bytes, and what to do.
@@ -150,9 +160,34 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            os.replace(temporary, path)
+            _replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _replace(temporary: Path, path: Path, waits: Sequence[float] = (0.05, 0.1, 0.2, 0.5, 1)) -> None:
+    """Moves a file to a path. On Windows, a scanner may have either open for a moment: then this tries again."""
+    for seconds in waits if WINDOWS else ():
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(seconds)
+    os.replace(temporary, path)
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Makes a folder appear in another place: as a link, or else, as on Windows, with links to its files or copies."""
+    try:
+        target.symlink_to(source, target_is_directory=True)
+    except OSError:  # not every user may make links, and not every disk has them
+        shutil.copytree(source, target, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def refuse_to_replace(path: Path, mark: str, made_by: str) -> None:
@@ -231,7 +266,7 @@ def read_table(path: Path, columns: Sequence[str] = (), advice: str = RESTORE) -
         if _head(path).startswith(SPREADSHEETS):
             raise UserError(f"{display_path(path)} is a spreadsheet under the name of a csv table: save it as csv.")
         header = ",".join(map(str, pd.read_csv(path, nrows=0, **options)))
-        if "\0" in header:
+        if "\0" in header or not _head(path).strip(b"\0"):
             raise ValueError("it holds zeros, as after a power cut")
         if separator := foreign_separator(header):
             raise UserError(f"{display_path(path)} has {separator}")
@@ -261,7 +296,7 @@ def write_json(value: Any, path: Path) -> None:
     Raises:
         UserError: The file cannot be written; an old one stays as it was.
     """
-    options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+    options: dict[str, Any] = {"newline": "\n", "encoding": "utf-8", "errors": "surrogateescape"}
     with atomic_write(path) as temporary, temporary.open("w", **options) as file:
         json.dump(value, file, indent=1, ensure_ascii=False)
         flush_to_disk(file)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import threading
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm.contrib.concurrent import thread_map
 
 from animals10.decoding import open_image, to_rgb
-from animals10.files import one_line
+from animals10.files import WINDOWS_DEVICE, one_line
 from animals10.progress import Progress
 
 Item = TypeVar("Item")
@@ -113,10 +114,15 @@ def crc32_if_up_to_date(path: Path, sha256: str, size: int, known: int | None) -
 def processed_names(overview: pd.DataFrame) -> pd.Series:
     """Returns the file names of processed images, one per row of the overview.
 
-    `a.jpeg` becomes `a.jpg`. Names that would collide (`a.jpeg` and `a.png`, or `A.jpg`) or be too long get a suffix.
+    `a.jpeg` becomes `a.jpg`. Names that would collide (`a.jpeg` and `a.png`, or `A.jpg`), be too long, or not be
+    possible on Windows (`con.jpg`) get a suffix. On some systems, letter case and the Unicode encoding of accents do
+    not tell names apart.
     """
     stems = overview.name.map(lambda name: Path(name).stem)
-    needs_suffix = (overview.category + "/" + stems).str.casefold().duplicated(keep=False)
+    keys = (overview.category + "/" + stems).map(lambda key: unicodedata.normalize("NFC", key.casefold()))
+    is_device = stems.map(lambda stem: bool(WINDOWS_DEVICE.match(stem)))
+    stems = stems.mask(is_device, stems.str.replace(".", "_"))  # what follows a dot does not help
+    needs_suffix = keys.duplicated(keep=False) | is_device
     needs_suffix |= stems.map(lambda stem: len(os.fsencode(stem)) > 250)  # too long for a file name, with .jpg
     digests = overview.relpath.map(lambda path: hashlib.sha256(os.fsencode(path)).hexdigest()[:8])
     # Cut to 55 characters, since a file name may have 255 bytes and a character takes up to four.

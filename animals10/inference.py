@@ -148,7 +148,8 @@ def write_predictions_csv(predictions: Sequence[Prediction], class_names: Sequen
         UserError: The file cannot be written.
     """
     columns = ["path", "predicted", "confidence", "reason", *(f"p_{name}" for name in class_names)]
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with atomic_write(path) as temporary, temporary.open("w", **options) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for prediction in predictions:

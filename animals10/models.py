@@ -249,9 +249,12 @@ def feature_layers_of(architecture: Architecture, model: keras.Model) -> Feature
         raise UserError(f"{subject} does not exist. The network has {', '.join(layer.name for layer in model.layers)}.")
     output = keras.Operation.output.fget(operations[name])  # `.output` of a nested model is a tensor inside it
     try:
-        keras.Model(output, model.output)
+        upper = keras.Model(output, model.output).operations
+        is_bypassed = sum(isinstance(operation, keras.layers.InputLayer) for operation in upper) > 1  # in Keras 3.13
     except ValueError:
-        raise UserError(f"{subject} is bypassed by another connection: name a layer that everything passes.") from None
+        is_bypassed = True
+    if is_bypassed:
+        raise UserError(f"{subject} is bypassed by another connection: name a layer that everything passes.")
     for layer in keras.Model(model.input, output).layers:
         inner_layers = layer._flatten_layers()
         if layer.trainable_weights or any(inner.trainable and _is_batch_norm(inner) for inner in inner_layers):

@@ -168,7 +168,8 @@ def complete_split(settings: Settings, overview: pd.DataFrame) -> dict[str, pd.D
     if settings.split == "published":
         drawn_with = overview.relpath
     else:
-        drawn_with = overview.relpath.where(part == "train").groupby(groups).transform("min")
+        training = overview.relpath[part == "train"]
+        drawn_with = training.groupby(groups).transform("min").reindex(overview.index)
     if not (part == "train").any():
         raise UserError(f"No training image is usable: {display_path(settings.data / 'rejected.csv')} tells why.")
     lines = ["The split that came with the images is used"]

@@ -27,7 +27,6 @@ def main() -> None:
     parser.add_argument("--csv", type=_path, help="write all probabilities as a table")
     parser.add_argument("--json", type=_path, help="write them as JSON")
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not Unicode
     options = {"top": arguments.top, "csv_path": arguments.csv, "json_path": arguments.json}
     try:
         if not (arguments.model and arguments.images):

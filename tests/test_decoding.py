@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import re
 import shutil
 import struct
@@ -94,9 +95,16 @@ KINDS = {
 }  # fmt: skip
 
 
+LATER = "TIFF, YCbCr", "TIFF, grey, premultiplied"  # are refused by Pillow before 12, instead of misread
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_is_converted_as_its_format_says(kind):
     content, expected = KINDS[kind]
+    if kind in LATER and Image.core.PILLOW_VERSION < "12":
+        with pytest.raises(ValueError, match=r"which Pillow before 12 misreads|unknown pixel mode"):
+            open_image(content)
+        return
     with open_image(content) as image:
         for _ in range(2):  # the second time it is decoded already
             pixels = np.asarray(to_rgb(image)).astype(int)
@@ -207,6 +215,7 @@ def test_odd_metadata_of_other_formats_lose_no_image_either():
         assert to_rgb(file).size == (8, 6)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell the peak of a process's memory")
 def test_a_photograph_of_200_megapixels_takes_less_than_1_gib(tmp_path):
     path = tmp_path / "large.jpg"
     image = Image.new("L", (16_320, 12_240), 200)

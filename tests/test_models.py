@@ -173,7 +173,10 @@ class Subclass(keras.Model):
         (lambda: SmallResNet(activation="sigmoid").build(3, 32), r"no probabilities: end it with a softmax"),
         (lambda: SmallResNet().build(3, 64), r"takes \(64, 64, 3\); it must take pixels of shape \(32, 32, 3\)"),
         (lambda: SmallResNet().build(4, 32), r"returns \(4,\); it must return 3 probabilities"),
-        (lambda: keras.Model(x := keras.Input((32, 32, 3)), [x, x]), r"returns \(32, 32, 3\) and \(32, 32, 3\)"),
+        (
+            lambda: keras.Model(x := keras.Input((32, 32, 3)), [keras.layers.Identity()(x) for _ in "ab"]),
+            r"returns \(32, 32, 3\) and \(32, 32, 3\)",
+        ),
         (Subclass, "build returned Subclass; it must return a keras.Model built from keras.Input"),
         (lambda: keras.Sequential([keras.layers.Dense(3)]), "build returned Sequential; it must"),
         (lambda: None, "build returned NoneType; it must return a keras.Model"),

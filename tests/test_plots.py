@@ -234,7 +234,7 @@ def test_comparison_of_runs_with_the_published_ones(tmp_path):
     assert [label.get_text() for label in axis.get_yticklabels()] == names and axis.yaxis_inverted()
     lines = {line.get_label(): line for line in axis.lines}
     hollow = lines["published: on all of Animals-10"]
-    ids = PUBLISHED.query("image_size == 224").set_index(["model_id", "epochs"]).accuracy
+    ids = PUBLISHED.query("image_size == 224").set_index(["model_id", "epochs"]).accuracy.to_dict()
     expected = [ids["base_downsamp_augment+", 15], ids["conv4lesspoll_dense1", 80], ids["conv4lesspoll_dense1", 35]]
     assert np.allclose(hollow.get_xdata(), [*expected, np.nan], equal_nan=True)
     assert hollow.get_markerfacecolor() == "none"

@@ -2,8 +2,11 @@
 
 import os
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
+import sys
 
 import nbformat
 import pandas as pd
@@ -18,20 +21,35 @@ from animals10.results import RESULT_COLUMNS
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 TEXTS = {path: path.read_text(encoding="utf-8") for path in PAGES if path.exists()}
 TEXT = "\n".join(TEXTS.values())
-MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-SETTINGS = re.search(r"^SETTINGS := (.*)", MAKEFILE, re.MULTILINE)[1].split()
+TASKS_FILE = runpy.run_path(str(REPOSITORY / "tasks.py"))
+SETTINGS, VARIABLES, TASKS = TASKS_FILE["SETTINGS"], TASKS_FILE["VARIABLES"], set(TASKS_FILE["TASKS"])
 BLOCKS = re.findall(r"```(?:sh|bash|console)\n(.*?)```", TEXT, re.DOTALL)
 LINES = [line.partition("#")[0].removeprefix("$ ").strip() for block in BLOCKS for line in block.splitlines()]
-PARTS = [part.strip() for line in [*LINES, *re.findall(r"`(make(?: [^`\n]*)?)`", TEXT)] for part in line.split("&&")]
+PARTS = [
+    part.strip()
+    for line in [*LINES, *re.findall(r"`((?:make|python tasks\.py)(?: [^`\n]*)?)`", TEXT)]
+    for part in line.split("&&")
+]
 COMMANDS = sorted(set(filter(None, PARTS)))
 PROGRAMS = (".venv/bin/pip", ".venv/bin/python", ".venv/bin/pytest", ".venv/bin/jupyter", ".venv/bin/tensorboard")
-PROGRAMS += (".venv/bin/pre-commit", "git", "cd", "pip")
+PROGRAMS += (".venv/bin/pre-commit", "git", "cd", "pip", "uv")
 FOLDERS = ("animals10/", "scripts/", "docs/", "tests/", ".github/", ".ci/")
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    return call("make", *words)
+
+
+def tasks(*words: str) -> subprocess.CompletedProcess:
+    return call(sys.executable, "tasks.py", *words)
+
+
+def call(*words: str) -> subprocess.CompletedProcess:
     environment = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(["make", *words], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    options = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True, "encoding": "utf-8"}
+    return subprocess.run(words, **options)
 
 
 def test_the_pages_are_there():
@@ -48,53 +66,21 @@ def test_readme_is_short():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_is_known(command):
     program, *words = shlex.split(command)
-    if program != "make":
+    if program not in ("make", "python"):
         assert program in PROGRAMS
         return
-    done = make("--dry-run", *words)
+    done = make("--dry-run", *words) if program == "make" else tasks("--dry-run", *words[1:])
     assert done.returncode == 0, done.stderr
     for name in re.findall(r"\b([A-Z][A-Z0-9_]+)=", command):
-        assert name in SETTINGS or re.search(rf"\$\({name}\)|,{name}\)|^{name} \?=", MAKEFILE, re.MULTILINE)
+        assert name in {*SETTINGS, *VARIABLES, "VENV", "CONSTRAINTS", "PYTHON"}
 
 
-def test_each_setting_is_described_and_is_a_variable_of_make():
+def test_each_setting_is_described_and_is_a_variable_of_the_tasks():
     usage = TEXTS[REPOSITORY / "docs" / "usage.md"]
     assert sorted(re.findall(r"^\| `([A-Z_]+)` \|", usage, re.MULTILINE)) == sorted(SETTINGS)
     assert {name.lower() for name in SETTINGS} | {"profile"} == set(aux.Settings.model_fields)
     for name in re.findall(r"\bANIMALS10_([A-Z_]+)\b", TEXT):
         assert name.lower() in aux.Settings.model_fields
-
-
-def test_targets_are_listed_and_the_feature_cache_can_be_deleted(tmp_path):
-    listed = re.findall(r"^  make ([a-z-]+) ", make().stdout, re.MULTILINE)
-    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)", MAKEFILE, re.MULTILINE)[1].replace("\\", "").split()
-    assert sorted(listed) == sorted(phony)
-    cache = tmp_path / "data" / "features" / "MobileNetV2-train"
-    cache.mkdir(parents=True)
-    assert make("clean-cache", f"ROOT={tmp_path}").returncode == 0
-    assert (tmp_path / "data").exists() and not cache.parent.exists()
-
-
-def test_values_reach_the_scripts_as_they_are(tmp_path, monkeypatch):
-    """Whatever a path holds, the command line of a target is one that the shell takes apart as it was meant."""
-    odd = "/data/it's $my `pictures`; #1, (old)"
-    line = make("--dry-run", "full", f"RAW={odd}", f"WEIGHTS={odd}", "ONLY=a,").stdout.splitlines()[-1]
-    words = shlex.split(line)
-    assert {f"ANIMALS10_RAW={odd}", f"ANIMALS10_WEIGHTS={odd}", "ANIMALS10_ONLY=a,"} <= set(words)
-    lines = make("--dry-run", "classify", f"MODEL={odd}", f"CSV={odd}", "IMAGES='*.png' b").stdout
-    assert shlex.split(lines[lines.index("ANIMALS10_") :])[3:] == ["--csv", odd, "\n", odd, "*.png", "b"]
-
-
-def test_the_feature_cache_of_a_workspace_below_the_home_folder_is_deleted(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    cache = tmp_path / "it's" / "data" / "features"
-    cache.mkdir(parents=True)
-    assert make("clean-cache", "ROOT=~/it's").returncode == 0 and not cache.exists()
-
-
-def test_scripts_of_the_targets_are_there():
-    for name in re.findall(r"scripts/\w+\.py", MAKEFILE):
-        assert (REPOSITORY / name).exists(), name
 
 
 def test_files_that_are_named_are_there():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -60,7 +59,7 @@ def test_a_killed_training_resumes_and_ends_with_the_same_weights(settings, tmp_
     while not (states := list(killed.glob("models/.cnn-*/training.npz"))):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     done = len(json.loads(str(np.load(states[0])["state"]))["history"])
     assert 0 < done < 12 and not (killed / "results.csv").exists()

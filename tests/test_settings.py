@@ -97,7 +97,8 @@ def test_images_in_the_workspace_are_found(draw, tmp_path):
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home folder with images in `~/work` and a folder of weights."""
-    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
     (tmp_path / "work" / "data" / "raw-img" / "cat").mkdir(parents=True)
     (tmp_path / "work" / "data" / "raw-img" / "cat" / "a.jpg").touch()
     (tmp_path / "weights").mkdir()

@@ -1,7 +1,9 @@
 """The workflows of GitHub have the keys that they need and no others, and run commands that are there."""
 
 import re
+import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -36,10 +38,27 @@ def test_a_workflow_is_complete(name):
                 }
                 assert value in known[group]
             command = step.get("run", "true").split()
-            if command[0] == "make":
-                subprocess.run(["make", "--dry-run", *command[1:]], cwd=REPOSITORY, check=True, capture_output=True)
+            if command[0] in ("make", "python") and shutil.which(command[0]):
+                front = ["make"] if command[0] == "make" else [sys.executable, command.pop(1)]
+                dry_run = [*front, "--dry-run", *command[1:]]
+                subprocess.run(dry_run, cwd=REPOSITORY, check=True, capture_output=True)
             elif command[0] != "true":
                 assert (REPOSITORY / command[0]).is_file()
+
+
+def test_tests_run_on_all_systems_and_versions_and_with_the_oldest_packages():
+    jobs = WORKFLOWS["test.yml"]["jobs"]
+    covered = set()
+    for job in jobs.values():
+        matrix = job["strategy"]["matrix"]
+        systems = matrix.get("os", [job["runs-on"]])
+        covered |= {(system, python, job["steps"][-1]["run"]) for system in systems for python in matrix["python"]}
+    versions = "3.11", "3.12", "3.13"
+    expected = {("ubuntu-latest", version, ".ci/run") for version in versions}
+    expected |= {(f"{name}-latest", one, "python tasks.py test") for name in ("macos", "windows") for one in versions}
+    oldest = "python tasks.py test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt"
+    expected |= {("ubuntu-latest", version, oldest) for version in ("3.12", "3.13")}
+    assert covered == expected
 
 
 def test_pages_publishes_what_make_site_writes_and_may_do_no_more():
