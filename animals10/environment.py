@@ -10,7 +10,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 import PIL
+import sklearn
 import tensorflow as tf
 
 from animals10.files import REPOSITORY
@@ -46,6 +48,8 @@ def software_versions() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "numpy": np.__version__,
+        "pandas": pd.__version__,
+        "scikit-learn": sklearn.__version__,
         "pillow": PIL.__version__,
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
@@ -83,7 +87,7 @@ def _git(*arguments: str) -> tuple[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in POINTERS} | {"LC_ALL": "C"}
     options: dict[str, Any] = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "check": False}
     try:
-        done = subprocess.run(["git", *arguments], text=True, errors="surrogateescape", **options)
+        done = subprocess.run(["git", *arguments], encoding="utf-8", errors="surrogateescape", **options)
     except OSError:
         return "", "git is not installed"
     reason = done.stderr.strip().partition("\n")[0].removeprefix("fatal: ") or f"git ended with {done.returncode}"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from animals10.files import UserError, one_line, user_facing_os_errors
+from animals10.files import WINDOWS, WINDOWS_DEVICE, UserError, one_line, user_facing_os_errors
 from animals10.layouts import RawData, RawFile, class_name, in_words, is_image_name, is_system_entry, part_of
 
 # Names by which columns are recognised, the clearest first; compared by their letters, in lower case.
@@ -75,7 +75,7 @@ def find_in_table(path: Path, columns: Sequence[str] = ()) -> RawData:
             reason = reason or ("" if file.part else f"{row[split_column]!r} is not train, val or test")
         if not file.category:
             reason = reason or "no label"
-        elif file.category in (".", "..") or "\0" in file.category:
+        elif not _names_folder(file.category):
             reason = reason or "the label cannot be the name of a folder"
         if None in row:
             reason = "more values than the header has columns"
@@ -147,13 +147,21 @@ def _find_columns(table: _Table, columns: Sequence[str]) -> tuple[str, str, str]
     return files[0], label, (*splits, "")[0]
 
 
+def _names_folder(name: str, windows: bool = WINDOWS) -> bool:
+    """Tells whether a folder of this system can have a name."""
+    if windows and (WINDOWS_DEVICE.match(name) or set('<>:"|?*') & set(name) or name.endswith(".")):
+        return False
+    return name not in (".", "..") and "\0" not in name
+
+
 def _find_file(folder: str, text: str) -> tuple[str, str]:
     """Returns a path of a table relative to its folder (with / at its end) if it lies below, and what is wrong."""
     stripped = text.strip()
     for name in dict.fromkeys((text, stripped, stripped.replace("\\", "/"), os.path.expanduser(stripped))):  # noqa: PTH111
         path = os.path.normpath(os.path.join(folder, name))  # noqa: PTH118 - a Path takes many times as long
         if name and os.path.lexists(path):
-            return path[len(folder) :] if path.startswith(folder) else os.path.normpath(name), ""
+            found = path[len(folder) :] if path.startswith(folder) else os.path.normpath(name)
+            return found.replace(os.sep, "/"), ""
     return stripped, "no such file" if stripped else "no file is named"
 
 

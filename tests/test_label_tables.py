@@ -3,6 +3,7 @@
 import pytest
 
 from animals10.files import UserError, read_table
+from animals10.label_tables import _names_folder
 from animals10.preprocessing import resize_images, scan_images
 from animals10.settings import Settings
 from animals10.splits import load_splits
@@ -179,3 +180,11 @@ def test_a_table_that_is_missing_or_may_not_be_read_is_one_clear_line(as_nobody)
     table.chmod(0)
     with pytest.raises(UserError, match=r"labels.csv cannot be read: permission denied"):
         scan_images(settings)
+
+
+@pytest.mark.parametrize(
+    ("label", "windows", "usable"),
+    [("a:b", True, False), ("a:b", False, True), ("Con", True, False), ("cat", True, True), ("..", False, False)],
+)
+def test_labels_that_no_folder_can_be_called(label, windows, usable):
+    assert _names_folder(label, windows) is usable
