@@ -20,7 +20,7 @@ import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
 from animals10.callbacks import PeakMemory, ProgressLine, ResumableEarlyStopping, dropout_in_inference_mode
-from animals10.data_preparation import PreparedData, prepare_data
+from animals10.data_preparation import PreparedData, SharedImages, prepare_data
 from animals10.environment import configure_device, device_name, git_commit, software_versions
 from animals10.evaluation import metrics, predict_table
 from animals10.experiments import Experiment, Training, built_config, without_freezing
@@ -44,6 +44,8 @@ from animals10.runs import RUN_FILES, Run
 from animals10.settings import Settings
 from animals10.splits import CLASS_BALANCES, Splits, resample
 
+VALIDATION = "validation.csv"  # predictions for the validation images, of runs of a fold
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,6 +60,8 @@ class Job:
         weights: What the architecture's `build` takes as initial weights; None for random ones.
         start: The run or the `.keras` file that it is initialised from, if any.
         prefix: Begins the line of progress, such as `[3/49] `.
+        shared: The images whose features other workspaces share, if it is a run of such a workspace, a fold say. Then
+            the predictions for the validation images are stored as well, in `validation.csv`.
     """
 
     settings: Settings
@@ -68,6 +72,7 @@ class Job:
     weights: str | None
     start: Run | Path | None
     prefix: str = ""
+    shared: SharedImages | None = None
 
     @property
     def unfinished_folder(self) -> Path:
@@ -106,11 +111,15 @@ def execute(job: Job) -> Run:
     if training.class_balance != "none":
         write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
     with damaged_images_named(settings, splits.train, splits.val, splits.test):
-        data = prepare_data(settings, splits, job.experiment, model, table, job.context)
+        data = prepare_data(settings, splits, job.experiment, model, table, job.context, shared=job.shared)
         clock["features"] = time.perf_counter()
         outcome, history = fit(job, data, table.label)
         clock["fit"] = time.perf_counter()
         predictions = predict_table(data.model, data.test, splits.test, splits.class_names)
+        if job.shared:
+            validation = predict_table(data.model, data.validation, splits.val, splits.class_names)
+            job.unfinished_folder.mkdir(parents=True, exist_ok=True)
+            write_table(validation, job.unfinished_folder / VALIDATION)
     clock["predict"] = time.perf_counter()
     counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device_name()}
     counts |= {"params": model.count_params(), "trainable_params": count_parameters(model.trainable_weights)}

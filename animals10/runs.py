@@ -242,7 +242,7 @@ def run_labels(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[str]:
 
 
 def dataset_in_words(row: Mapping[str, Any]) -> str:
-    """Names the data set of a row of `results.csv`, and the share of Animals-10: `animals10 (25,949 of 26,179 files)`."""
+    """Names the data set of a row of `results.csv` with its share: `animals10 (25,949 of 26,179 files)`."""
     share = _in_words("{}", row.get("data_share") or None)
     return str(row["dataset"]) + (f" ({share} files)" if share else "")
 
