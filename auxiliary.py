@@ -33,6 +33,7 @@ from animals10.evaluation import classification_reports, compare_runs, compariso
 from animals10.evaluation import predict_table
 from animals10.results import best_run, published_runs, published_table, results_table
 from animals10.cross_validation import CrossValidation, compare_cross_validated, cross_validate
+from animals10.ensembles import ensemble
 from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
 from animals10.inference import Prediction, classify, find_images
 
@@ -75,6 +76,7 @@ __all__ = [
     "cross_validate",
     "display_path",
     "download",
+    "ensemble",
     "experiment_table",
     "find_experiment",
     "find_images",

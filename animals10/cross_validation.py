@@ -9,7 +9,8 @@ frozen layers twice.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,7 +261,9 @@ def _fold_settings(settings: Settings, images: pd.DataFrame, folds: np.ndarray, 
         with user_facing_os_errors(data):
             data.mkdir(parents=True, exist_ok=True)
             if not (data / "processed").is_symlink():
-                (data / "processed").symlink_to(settings.data / "processed", target_is_directory=True)
+                # Relative, so that the workspace may be moved.
+                target = os.path.relpath(settings.data / "processed", data)
+                (data / "processed").symlink_to(target, target_is_directory=True)
         overview = read_overview(settings).set_index("relpath", drop=False)
         write_table(overview.loc[images.relpath], data / "processed-overview.csv")
         for name, is_part in {"test": held_out, "val": val, "train": ~held_out & ~val}.items():
@@ -295,7 +298,7 @@ def _predict_mirror_images(workspace: Workspace, experiment: Experiment, run: Ru
     keras.backend.clear_session()
 
 
-def _fold_metrics(val: pd.DataFrame, held_out: pd.DataFrame) -> Mapping[str, Any]:
+def _fold_metrics(val: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, Any]:
     found = {name: value for name, value in metrics(held_out).items() if name in METRICS}
     found |= {"loss": _cross_entropy(held_out), "val_accuracy": metrics(val)["accuracy"]}
     return found | {"val_loss": _cross_entropy(val)}
