@@ -35,11 +35,14 @@ def test_an_ensemble_is_a_run_like_any_other(prepared, capsys, tmp_path):
     assert list(table.model_id).count("three") == 1 and table.acc_val.notna().all()
     assert run.record["spec"]["model"]["members"] == [member.path.name for member in members]
 
+    nested = aux.ensemble(prepared, [run, members[0]], "nested")
+    assert np.allclose(probabilities(nested), (mean + probabilities(members[0])) / 2, atol=1e-6)
+
     before = prepared.results.read_bytes()
     assert aux.ensemble(prepared, members[::-1], "three") == run and prepared.results.read_bytes() == before
     assert verify_runs(prepared, ["three"]) == 0
     prepared.results.unlink()
-    assert rebuild_results(prepared) == (4, 4)
+    assert rebuild_results(prepared) == (5, 5)
     assert set(aux.compare_runs(run, members[0])) == {"only_first", "only_second", "p_value"}
     assert "mean of 3 runs" in aux.plot_run(run).get_label()
     with pytest.raises(aux.UserError, match="the mean of several networks: Grad-CAM shows one"):
