@@ -32,6 +32,8 @@ from animals10.runs import Run, Runs, find_model, stored_runs
 from animals10.evaluation import classification_reports, compare_runs, comparison_table, metrics, parameter_table
 from animals10.evaluation import predict_table
 from animals10.results import best_run, published_runs, published_table, results_table
+from animals10.cross_validation import CrossValidation, compare_cross_validated, cross_validate
+from animals10.ensembles import ensemble
 from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
 from animals10.inference import Prediction, classify, find_images
 
@@ -51,6 +53,7 @@ __all__ = [
     "SECTIONS",
     "Architecture",
     "Augmentation",
+    "CrossValidation",
     "Experiment",
     "Prediction",
     "Run",
@@ -65,12 +68,15 @@ __all__ = [
     "check_images",
     "classification_reports",
     "classify",
+    "compare_cross_validated",
     "compare_runs",
     "compare_with_reference",
     "comparison_table",
     "configure_device",
+    "cross_validate",
     "display_path",
     "download",
+    "ensemble",
     "experiment_table",
     "find_experiment",
     "find_images",

@@ -1,323 +1,310 @@
-"""Cross-validation: training configurations compared over repeated, stratified, grouped folds of the images.
+"""Cross-validation: an experiment is trained and evaluated on stratified folds of the training and validation images.
 
-In each repetition every fold is the test set once; the next fold is the validation set, and the others are the training
-set. Near-duplicates stay in one fold. Choose between configurations by their validation metrics; the paired comparison
-on the test images then says how much the choice is worth.
+In each repetition every fold is held out once; the next fold is the validation set, which ends training, and the others
+are the training set. Near-duplicates stay in one fold. The test set of the workspace stays untouched.
 
-Each fold is a workspace of its own below the common one, so finished runs are not trained again.
+Each fold is a workspace of its own in `cross-validation/`, so finished folds are not trained again and `results.csv`
+has no rows of them. All folds share one feature cache, in which a feature belongs to an image: no image passes the
+frozen layers twice.
 """
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 from scipy import stats
 from sklearn.model_selection import StratifiedGroupKFold
 
-from animals10.augmentation import Augmentation
-from animals10.catalogue import CATALOGUE, find_experiment
-from animals10.evaluation import predict_table
-from animals10.experiments import Experiment, Training
-from animals10.files import UserError, display_path, link_folder, read_table, write_table
-from animals10.input_pipeline import batches
-from animals10.models import Transfer, load_model
-from animals10.preprocessing import read_overview, resize_images, scan_images
+from animals10.data_preparation import SharedImages, evaluation_data
+from animals10.evaluation import mean_predictions, metrics, predict_table
+from animals10.execution import VALIDATION
+from animals10.experiments import Experiment
+from animals10.files import UserError, display_path, link_folder, read_table, user_facing_os_errors, write_table
+from animals10.input_pipeline import damaged_images_named
+from animals10.models import load_model
+from animals10.preprocessing import read_overview
 from animals10.quality import check_images
-from animals10.runs import Run
+from animals10.runs import Run, Runs
 from animals10.settings import Settings
-from animals10.splits import load_splits
-from animals10.training import train, train_all
+from animals10.splits import Splits, load_splits
+from animals10.training import train_in
+from animals10.workspace import Workspace
 
-BACKBONE = "MobileNetV2"  # of all configurations: the only one that trains in minutes on a CPU
-REFERENCE = "mobnet2_best"  # the experiment that is compared with each of the others
+FOLDER = "cross-validation"  # in the workspace
+MIN_FOLDS = 3  # one is held out, one validates, and one is left to train
+METRICS = ("accuracy", "precision", "recall", "f1_score", "loss", "val_accuracy", "val_loss")
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """A row of the comparison.
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """The results of an experiment on all folds. As text it is the table `summary`, with a heading.
 
     Attributes:
-        title: Its name in the tables.
-        experiment: What is trained.
+        experiment: The experiment.
+        folds: Number of folds.
         mirrored: Whether probabilities are the mean over an image and its mirror image.
+        data: Names the images and their folds; equal for results on the same ones.
+        table: One row per repetition and fold: `repetition`, `fold`; `n_train`, `n_val` and `n`, the numbers of
+            training, validation and held-out images; on the held-out images `accuracy`, `precision`, `recall`,
+            `f1_score` (as in `results.csv`) and `loss`, the mean cross-entropy; `val_accuracy` and `val_loss`; and
+            `epochs_cap`, the cap on epochs of a trial.
+        predictions: The probabilities of each image from the run that held it out: `repetition`, `fold`, and the
+            columns of `Run.predictions`.
+        runs: The runs, in the order of `table`. Each is stored in the workspace of its fold.
     """
 
-    title: str
     experiment: Experiment
-    mirrored: bool = False
+    folds: int
+    mirrored: bool
+    data: str
+    table: pd.DataFrame
+    predictions: pd.DataFrame
+    runs: Runs
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row per metric: its `mean` and `std` over folds, and the mean's 95 % interval, `low` to `high`.
+
+        The interval accounts for the overlap of the training sets, see `corrected_interval`.
+        """
+        rows = {}
+        for name in METRICS:
+            mean, low, high = corrected_interval(self.table[name], self.test_ratio)
+            rows[name] = {"mean": mean, "std": self.table[name].std(), "low": low, "high": high}
+        return pd.DataFrame.from_dict(rows, "index")
+
+    @property
+    def test_ratio(self) -> float:
+        """Held-out images per training image."""
+        return float(self.table.n.sum() / self.table.n_train.sum())
+
+    def __repr__(self) -> str:
+        n, repeats = self.table[self.table.repetition == 1].n.sum(), int(self.table.repetition.max())
+        words = f"{self.experiment.label}: {n:,} images, {self.folds} folds"
+        words += f", {repeats} repetitions" * (repeats > 1) + ", mean over the mirror image" * self.mirrored
+        caps = self.table.epochs_cap.dropna().unique()
+        words += f", a trial: maximum epochs capped at {caps[0]:.0f}" if len(caps) else ""
+        return f"{words}\n{self.summary.to_string(float_format='{:.3f}'.format)}"
 
 
-def ingredients() -> tuple[Configuration, ...]:
-    """Returns the configurations that led to `mobnet2_best`: a plain head, then one change after the other.
+def cross_validate(
+    settings: Settings, experiment: Experiment, folds: int = 5, repeats: int = 1, mirrored: bool = False
+) -> CrossValidation:
+    """Trains and evaluates an experiment on each fold of the training and validation images, unless that is done.
 
-    Titles that begin with "+" add to the row above, or, after "+ warm-up and cosine", to that row.
-    """
-    model, linear = Transfer(BACKBONE, (256,), (0.0,)), Transfer(BACKBONE, (), ())
-    plain = Training(learning_rate=5e-4, epochs=15)
-    weighted = replace(plain, class_balance="none", class_weights=True)
-    no_flip = replace(weighted, augmentation=Augmentation(vertical_flip=False))
-    cosine = replace(no_flip, schedule="cosine")
-    smooth = replace(cosine, label_smoothing=0.1)
-
-    def tuned(
-        id: str, model: Transfer, head: Experiment, unfreeze_last: int = 20, learning_rate: float = 1e-4
-    ) -> Experiment:
-        training = replace(head.training, learning_rate=learning_rate, epochs=15)
-        return Experiment(id, replace(model, unfreeze_last=unfreeze_last), training, init_from=head)
-
-    no_flip_head = Experiment("no_flip_head", model, no_flip)
-    cosine_head = Experiment("cosine_head", model, cosine)
-    smooth_head = Experiment("smooth_head", model, smooth)
-    dropout = replace(model, dropout=(0.3,))
-    dropout_head = Experiment("dropout_head", dropout, cosine)
-    linear_head = Experiment("linear_head", linear, replace(no_flip, learning_rate=2e-3, epochs=30))
-    linear_cosine_head = Experiment("linear_cosine_head", linear, replace(cosine, learning_rate=2e-3, epochs=30))
-    best = tuned("cosine", model, cosine_head)
-    return (
-        Configuration("head, resampled, all flips", Experiment("plain_head", model, plain)),
-        Configuration("+ class weights, no resampling", Experiment("weighted_head", model, weighted)),
-        Configuration("+ no vertical flip", no_flip_head),
-        Configuration("+ last 20 layers (blocks 15, 16)", tuned("no_flip", model, no_flip_head)),
-        Configuration("+ warm-up and cosine", best),
-        Configuration("+ block 14", tuned("last29", model, cosine_head, unfreeze_last=29)),
-        Configuration("+ blocks 13 and 14", tuned("last38", model, cosine_head, unfreeze_last=38)),
-        Configuration("+ label smoothing 0.1", tuned("smooth", model, smooth_head)),
-        Configuration("+ dropout 0.3", tuned("dropout", dropout, dropout_head)),
-        Configuration("+ fine-tuning rate 0.0003", tuned("rate_3e-4", model, cosine_head, learning_rate=3e-4)),
-        Configuration("+ fine-tuning rate 0.00003", tuned("rate_3e-5", model, cosine_head, learning_rate=3e-5)),
-        Configuration("+ mean over the mirror image", best, mirrored=True),
-        Configuration("no hidden layer, no vertical flip", linear_head),
-        Configuration("no hidden layer, fine-tuned, cosine", tuned("linear", linear, linear_cosine_head)),
-        Configuration(
-            "no hidden layer, fine-tuning rate 0.00003",
-            tuned("linear_rate_3e-5", linear, linear_cosine_head, learning_rate=3e-5),
-        ),
-    )
-
-
-def notebook_configurations() -> tuple[Configuration, ...]:
-    """Returns the experiments of notebook 03 on the backbone, those of the original study among them."""
-    return tuple(
-        Configuration(experiment.label, experiment)
-        for experiment in CATALOGUE
-        if isinstance(experiment.model, Transfer) and experiment.model.backbone == BACKBONE
-    )
-
-
-def compare_configurations(
-    settings: Settings, configurations: Sequence[Configuration], n_folds: int = 5, repetitions: int = 2
-) -> pd.DataFrame:
-    """Trains configurations on all folds, prints tables, and writes `cross-validation.csv` into the workspace.
-
-    The file keeps the rows of other configurations that were compared before, and of a trial (`epochs_cap`) or of full
-    runs of the same.
+    The experiments that it is initialised from are trained on each fold as well.
 
     Args:
         settings: The settings; `only` is ignored.
-        configurations: What to compare.
-        n_folds: Folds, 3 or more.
-        repetitions: How often folds are drawn.
-
-    Returns:
-        One row per fold and configuration: `repetition`, `fold`, `configuration`, `epochs_cap`, and the metrics of
-        `evaluate`.
-
-    Raises:
-        UserError: There is nothing to compare, two configurations have the same title, there are too few folds, the
-            workspace holds other folds, or a configuration cannot be trained.
-    """
-    if not configurations:
-        raise UserError("Nothing to compare: choose --ingredients, --published or both (make recipes RECIPES=…).")
-    titles = [configuration.title for configuration in configurations]
-    if repeated := [title for title in titles if titles.count(title) > 1]:
-        raise UserError(f"Two configurations are called {repeated[0]!r}: give one another title.")
-    if n_folds < 3:
-        raise UserError(f"{n_folds} folds: there must be 3 or more, to test, to validate and to train.")
-    settings = settings.model_copy(update={"only": ()})
-    resize_images(settings, scan_images(settings))
-    checks, rows = check_images(settings), []
-    path = settings.root / "cross-validation.csv"
-    earlier = read_table(path, ["configuration"]) if path.exists() else pd.DataFrame({"configuration": []})
-    experiments = list(dict.fromkeys(configuration.experiment for configuration in configurations))
-    for repetition, folds in enumerate(draw_folds(checks, n_folds, repetitions, settings.seed), start=1):
-        for fold in range(n_folds):
-            workspace = fold_settings(settings, folds, repetition, fold)
-            runs = train_all(workspace, experiments)
-            for configuration in configurations:
-                run = runs[configuration.experiment]
-                scores = evaluate(workspace, run, configuration.mirrored)
-                place = {"repetition": repetition, "fold": fold, "configuration": configuration.title}
-                rows.append(place | {"epochs_cap": run.row["epochs_cap"]} | scores)
-            write_table(_with_earlier(pd.DataFrame(rows), earlier), path)
-    table = pd.DataFrame(rows)
-    if table.epochs_cap.notna().any():
-        print(f"\nTrials: the maximum epochs were capped (ANIMALS10_MAX_EPOCHS={settings.max_epochs}).")
-    print(f"\n{len(checks)} images, {n_folds} folds, {repetitions} repetitions; mean ± standard deviation over folds")
-    print(summary(table).to_string())
-    for line in paired_comparison(table, n_folds):
-        print(line)
-    return table
-
-
-def _with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
-    """Returns a table of folds, after the rows of an earlier one whose configuration or cap on epochs is another."""
-
-    def names(rows: pd.DataFrame) -> pd.Series:
-        caps = pd.to_numeric(rows.reindex(columns=["epochs_cap"]).epochs_cap).fillna(0).astype(int)
-        return rows.configuration.astype("str") + "\n" + caps.astype("str")
-
-    kept = earlier[~names(earlier).isin(names(table))]
-    return pd.concat([kept, table], ignore_index=True) if len(kept) else table
-
-
-def draw_folds(checks: pd.DataFrame, n_folds: int, repetitions: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields the fold of each image, int (n,), from 0, once per repetition: stratified, near-duplicates together.
-
-    `checks` holds one row per image with its `category` and its `group` of near-duplicates, see `quality.check_images`.
-    """
-    for repetition in range(1, repetitions + 1):
-        splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed + repetition)
-        folds = np.zeros(len(checks), int)
-        for fold, (_, test) in enumerate(splitter.split(checks, checks.category, checks.group)):
-            folds[test] = fold
-        yield folds
-
-
-def fold_settings(settings: Settings, folds: np.ndarray, repetition: int, fold: int) -> Settings:
-    """Makes the workspace of a fold: the images of the common workspace, and a split of its own.
-
-    Raises:
-        UserError: The workspace holds another split already: of other images, or of another number of folds.
-    """
-    data = settings.root / f"repetition {repetition}, fold {fold}" / "data"
-    overview = read_overview(settings)
-    test, val = folds == fold, folds == (fold + 1) % (folds.max() + 1)
-    parts = {"test": overview[test], "val": overview[val], "train": overview[~test & ~val]}
-    if not (data / "train.csv").exists():  # it is written last
-        data.mkdir(parents=True, exist_ok=True)
-        if not (data / "processed").exists():
-            link_folder(settings.data / "processed", data / "processed")
-        write_table(overview, data / "processed-overview.csv")
-        for name, table in parts.items():
-            write_table(table, data / f"{name}.csv")
-    for name, table in parts.items():
-        stored = read_table(data / f"{name}.csv")
-        if [*zip(stored.relpath, stored.sha256)] != [*zip(table.relpath, table.sha256)]:
-            raise UserError(
-                f"{display_path(data)} holds folds of other images or of another number: delete the folders "
-                f"`repetition …` in {display_path(settings.root)}, or choose another workspace (ANIMALS10_ROOT)."
-            )
-    return settings.model_copy(update={"root": data.parent})
-
-
-def evaluate(settings: Settings, run: Run, mirrored: bool = False) -> dict[str, float]:
-    """Evaluates a stored run on the validation and the test images of its workspace.
-
-    Args:
-        settings: The settings of the workspace.
-        run: The run.
+        experiment: The experiment.
+        folds: Number of folds, 3 or more.
+        repeats: How often folds are drawn.
         mirrored: Whether to predict the mean over an image and its mirror image.
 
+    Raises:
+        UserError: There are too few folds, or images of a class; the experiment starts from a stored run; or it cannot
+            be trained.
+    """
+    settings = settings.model_copy(update={"only": ()})
+    splits = load_splits(settings)
+    _check(settings, experiment, folds, repeats)
+    images = _images(splits)
+    shared = SharedImages(settings, images)
+    data = hashlib.sha256(repr((splits.sha256, folds, settings.seed)).encode()).hexdigest()[:8]
+    rows, predictions, runs = [], [], []
+    for repetition in range(1, repeats + 1):
+        folder = settings.root / FOLDER / f"{folds}-folds-{data}" / f"repetition-{repetition}"
+        fold_of_image = stored_folds(settings, images, folds, repetition, folder)
+        for fold in range(1, folds + 1):
+            place = {"repetition": repetition, "fold": fold}
+            workspace = Workspace(_fold_settings(settings, images, fold_of_image, folder, fold), shared, splits.sha256)
+            title = f"[fold {fold}/{folds}{f' of repetition {repetition}' if repeats > 1 else ''}] "
+            [run] = train_in(workspace, [experiment], title)
+            if run.path is None:
+                raise UserError(f"{experiment.label} cannot be cross-validated: {run.why}")
+            val, held_out = _fold_predictions(workspace, experiment, run, mirrored)
+            parts = workspace.splits
+            sizes = {"n_train": len(parts.train), "n_val": len(parts.val), "n": len(parts.test)}
+            rows.append(place | sizes | _fold_metrics(val, held_out) | {"epochs_cap": run.row["epochs_cap"]})
+            predictions.append(held_out.assign(**place))
+            runs.append(run)
+    table = pd.concat(predictions, ignore_index=True)
+    table = table[["repetition", "fold", *table.columns.drop(["repetition", "fold"])]]
+    return CrossValidation(experiment, folds, mirrored, data, pd.DataFrame(rows), table, Runs(runs))
+
+
+def compare_cross_validated(
+    first: CrossValidation, second: CrossValidation, metric: str = "accuracy"
+) -> dict[str, float]:
+    """Compares two experiments on the same folds.
+
+    Args:
+        first: Results of an experiment.
+        second: Results of another one.
+        metric: A column of `CrossValidation.table`.
+
     Returns:
-        `val_accuracy` and `test_accuracy`, 0 to 1; `val_loss` and `test_loss`, the mean cross-entropy.
+        `difference`, the mean over folds of first minus second, and its 95 % interval, `low` to `high`, see
+        `corrected_interval`.
 
     Raises:
-        UserError: The run is not trained.
+        UserError: The folds differ, or there is no such metric.
     """
-    model, class_names = load_model(run.file("model.keras"))
-    splits, scores = load_splits(settings), {}
-    for part in ("val", "test"):
-        table = getattr(splits, part)
-        datasets = [batches(settings, table)]
-        if mirrored:
-            datasets.append(datasets[0].map(lambda pixels, labels: (tf.reverse(pixels, [2]), labels)))
-        predictions = [predict_table(model, dataset, table, class_names).filter(like="p_") for dataset in datasets]
-        probabilities = np.mean([prediction.to_numpy() for prediction in predictions], axis=0)
-        labels = table.label.to_numpy()
-        scores[f"{part}_accuracy"] = float((probabilities.argmax(axis=1) == labels).mean())
-        scores[f"{part}_loss"] = float(-np.log(probabilities[np.arange(len(labels)), labels] + 1e-7).mean())
-    keras.backend.clear_session()
-    return scores
+    names = [one.experiment.id for one in (first, second)]
+    places = [list(zip(one.table.repetition, one.table.fold)) for one in (first, second)]
+    if first.data != second.data or places[0] != places[1]:
+        raise UserError(
+            f"{names[0]} and {names[1]} were cross-validated on different folds: give both the same images, folds and "
+            "repeats."
+        )
+    if metric not in METRICS:
+        raise UserError(f"There is no metric {metric!r}: allowed are {', '.join(METRICS)}.")
+    found = corrected_interval(first.table[metric] - second.table[metric], first.test_ratio)
+    return dict(zip(("difference", "low", "high"), found, strict=True))
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns each configuration's metrics as text, mean ± standard deviation over all folds."""
-    metrics = (
-        rows.drop(columns=["repetition", "fold", "epochs_cap"], errors="ignore")
-        .groupby("configuration", sort=False)
-        .agg(["mean", "std"])
-    )
-    texts = {
-        name: [f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in metrics[name].to_numpy()]
-        for name in metrics.columns.levels[0]
-    }
-    return pd.DataFrame(texts, index=metrics.index)
-
-
-def paired_comparison(rows: pd.DataFrame, n_folds: int) -> list[str]:
-    """Returns a line per configuration: how much more accurate `REFERENCE` is on the test images, fold by fold.
-
-    Empty if `REFERENCE` is not among the configurations.
-    """
-    wide = rows.pivot(index=["repetition", "fold"], columns="configuration", values="test_accuracy")
-    reference, lines = find_experiment(REFERENCE).label, []
-    if reference not in wide:
-        return []
-    for title in wide.columns.difference([reference]):
-        mean, low, high = paired_interval(wide[reference] - wide[title], 1 / (n_folds - 2))
-        lines.append(f"{REFERENCE} minus {title}: {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")
-    return lines
-
-
-def paired_interval(differences: pd.Series, test_ratio: float) -> tuple[float, float, float]:
-    """Returns the mean of paired differences between folds, and the ends of its 95 % interval.
+def corrected_interval(values: pd.Series, test_ratio: float) -> tuple[float, float, float]:
+    """Returns the mean of a metric over folds, or of its paired differences, and the ends of its 95 % interval.
 
     The training sets of folds overlap, so the variance of the mean is corrected: (1/n + test_ratio) · variance
     (C. Nadeau and Y. Bengio, Machine Learning 52, 2003).
 
     Args:
-        differences: One per fold and repetition.
+        values: One per fold and repetition.
         test_ratio: Number of test images divided by the number of training images.
     """
-    n, mean = len(differences), float(differences.mean())
-    error = np.sqrt((1 / n + test_ratio) * differences.var(ddof=1))
+    n, mean = len(values), float(values.mean())
+    error = np.sqrt((1 / n + test_ratio) * values.var(ddof=1))
     half = float(stats.t.ppf(0.975, n - 1) * error)
     return mean, mean - half, mean + half
 
 
-def compare_views(settings: Settings, views: Sequence[int | str], seeds: Sequence[int]) -> pd.DataFrame:
-    """Compares numbers of augmented views in the feature cache by training `mobnet2_small` with several seeds.
+# ── Folds ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    The split stays the same. Where images are few, the validation loss is more telling than the accuracy.
+
+def _check(settings: Settings, experiment: Experiment, folds: int, repeats: int) -> None:
+    if folds < MIN_FOLDS:
+        raise UserError(f"{folds} folds: there must be {MIN_FOLDS} or more, to test, to validate and to train.")
+    if repeats < 1:
+        raise UserError(f"{repeats} repetitions of the folds: there must be 1 or more.")
+    oldest = experiment
+    while isinstance(oldest.parent, Experiment):
+        oldest = oldest.parent
+    if isinstance(oldest.parent, Run):
+        raise UserError(
+            f"{oldest.id} is initialised from a stored run, which may have been trained on images that a fold holds "
+            "out: give init_from the run's experiment instead, which each fold then trains."
+        )
+    if oldest.parent:
+        print(f"{oldest.id} is initialised from {oldest.parent}, which must not know the images of this workspace.")
+
+
+def _images(splits: Splits) -> pd.DataFrame:
+    """Returns the training and validation images, in an order that does not depend on the split."""
+    return pd.concat([splits.train, splits.val]).sort_values("relpath", ignore_index=True)
+
+
+def draw_folds(images: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
+    """Returns the fold of each image, int (n,), from 1: stratified, near-duplicates together.
 
     Args:
-        settings: The settings; the runs are trained in a temporary workspace.
-        views: Numbers of views; `off` trains without a feature cache, with new augmentation in each epoch.
-        seeds: Seeds of the runs.
+        images: One row per image with its `category` and its `group` of near-duplicates, see `quality.check_images`.
+        n_folds: Number of folds.
+        seed: Decides the draw.
 
-    Returns:
-        One row per number of views: means and standard deviations over the seeds. It is printed as well.
+    Raises:
+        UserError: A class has fewer images than folds.
     """
-    experiment = find_experiment("mobnet2_small")
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        settings = settings.model_copy(update={"root": Path(folder), "only": ()})
-        resize_images(settings, scan_images(settings))
-        for seed in seeds:
-            for number in views:
-                change = {"feature_cache": "off"} if number == "off" else {"views": int(number)}
-                run = train(settings.model_copy(update=change | {"seed": seed}), experiment)
-                row, history, seconds = run.row, run.history, run.record["seconds"]
-                rows.append({"views": number, "accuracy": row["accuracy"], "acc_val": row["acc_val"]})
-                rows[-1] |= {"val_loss": history.val_loss.min(), "loss": history.loss.iloc[row["best_epoch"] - 1]}
-                rows[-1] |= {"epochs": row["epochs_run"], "seconds": seconds["features"] + seconds["fit"]}
-    table = pd.DataFrame(rows).groupby("views", sort=False).agg(["mean", "std"]).round(4)
-    print(f"{experiment.id} on {row['dataset']}, weights {row['weights']}, seeds {', '.join(map(str, seeds))}")
-    print(table.to_string())
-    return table
+    counts = images.groupby("category").group.nunique()
+    if counts.min() < n_folds:
+        raise UserError(
+            f"{counts.idxmin()} has {counts.min()} training and validation images, near-duplicates counted once: too "
+            f"few for {n_folds} folds. Choose fewer folds, or add images."
+        )
+    folds = np.zeros(len(images), int)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(images, images.category, images.group), start=1):
+        folds[held_out] = fold
+    return folds
+
+
+def stored_folds(settings: Settings, images: pd.DataFrame, n_folds: int, repetition: int, folder: Path) -> np.ndarray:
+    """Returns the fold of each image as `draw_folds` drew it when it was first asked for.
+
+    Near-duplicates that are found later do not move images between the folds that were trained.
+    """
+    path = folder / "folds.csv"
+    if not path.exists():
+        groups = check_images(settings).set_index("relpath").group
+        drawn = images.assign(group=groups[images.relpath].to_numpy())
+        with user_facing_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        folds = draw_folds(drawn, n_folds, settings.seed + repetition)
+        write_table(drawn[["relpath", "group"]].assign(fold=folds), path)
+    table, advice = read_table(path, ["relpath", "fold"]), f"delete the folder {display_path(folder)}"
+    if list(table.relpath) != list(images.relpath) or set(table.fold) != set(range(1, n_folds + 1)):
+        raise UserError(f"{display_path(path)} does not hold the folds of these images: {advice}.")
+    return table.fold.to_numpy()
+
+
+def _fold_settings(settings: Settings, images: pd.DataFrame, folds: np.ndarray, folder: Path, fold: int) -> Settings:
+    """Makes the workspace of a fold: the images of the common workspace, and a split of its own."""
+    data = folder / f"fold-{fold}" / "data"
+    held_out, val = folds == fold, folds == fold % folds.max() + 1
+    if not (data / "train.csv").exists():  # it is written last
+        with user_facing_os_errors(data):
+            data.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(data / "processed"):
+                # Relative, so that the workspace may be moved.
+                target = os.path.relpath(settings.data / "processed", data)
+                link_folder(Path(target), data / "processed")
+        overview = read_overview(settings).set_index("relpath", drop=False)
+        write_table(overview.loc[images.relpath], data / "processed-overview.csv")
+        for name, is_part in {"test": held_out, "val": val, "train": ~held_out & ~val}.items():
+            write_table(images[is_part], data / f"{name}.csv")
+    return settings.model_copy(update={"root": data.parent})
+
+
+# ── Predictions ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fold_predictions(workspace: Workspace, experiment: Experiment, run: Run, mirrored: bool) -> list[pd.DataFrame]:
+    """Returns the predictions for the validation and for the held-out images."""
+    tables = [read_table(run.file(VALIDATION)), run.predictions]
+    if not mirrored:
+        return tables
+    names = ("validation-mirrored.csv", "predictions-mirrored.csv")
+    if not all(run.file(name).exists() for name in names):
+        for name, table in zip(names, _predict_mirror_images(workspace, experiment, run)):
+            write_table(table, run.file(name))
+    mirror_images = [read_table(run.file(name)) for name in names]
+    return [mean_predictions(pair) for pair in zip(tables, mirror_images, strict=True)]
+
+
+def _predict_mirror_images(workspace: Workspace, experiment: Experiment, run: Run) -> Iterator[pd.DataFrame]:
+    model, class_names = load_model(run.file("model.keras"))
+    splits, context = workspace.splits, workspace.context(experiment)
+    with damaged_images_named(workspace.settings, splits.val, splits.test):
+        for part in (splits.val, splits.test):
+            given = workspace.settings, experiment, model, context, part
+            end, dataset = evaluation_data(*given, mirrored=True, shared=workspace.shared)
+            yield predict_table(end, dataset, part, class_names)
+    keras.backend.clear_session()
+
+
+def _fold_metrics(val: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, Any]:
+    found = {name: value for name, value in metrics(held_out).items() if name in METRICS}
+    found |= {"loss": _cross_entropy(held_out), "val_accuracy": metrics(val)["accuracy"]}
+    return found | {"val_loss": _cross_entropy(val)}
+
+
+def _cross_entropy(predictions: pd.DataFrame) -> float:
+    names = pd.Index([name for name in predictions if name.startswith("p_")])
+    rows, labels = np.arange(len(predictions)), names.get_indexer("p_" + predictions.category)
+    return float(-np.log(predictions[names].to_numpy()[rows, labels] + 1e-7).mean())

@@ -18,10 +18,25 @@ from animals10.environment import device_name
 from animals10.experiments import Experiment, Training
 from animals10.features import cached_features, feature_batches, inference_function, weights_sha256
 from animals10.images import preprocessing_contract
-from animals10.input_pipeline import batches, shuffled_order, training_batches, view_batches
+from animals10.input_pipeline import batches, mirror_image, shuffled_order, training_batches, view_batches
 from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts, network_config
 from animals10.settings import Settings
 from animals10.splits import Splits
+
+
+@dataclass(frozen=True, eq=False)
+class SharedImages:
+    """Images whose features are cached for several workspaces at once, such as the folds of a cross-validation.
+
+    A feature then belongs to an image, whatever table it stands in: no image passes the frozen layers twice.
+
+    Attributes:
+        settings: Their workspace holds the processed images and the feature cache.
+        table: The images, each once.
+    """
+
+    settings: Settings
+    table: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ def prepare_data(
     table: pd.DataFrame,
     context: Mapping[str, Any],
     cached: pd.DataFrame | None = None,
+    shared: SharedImages | None = None,
 ) -> PreparedData:
     """Prepares training, validation and test data; computes the features that are not cached yet.
 
@@ -67,12 +83,13 @@ def prepare_data(
         table: The resampled training set.
         context: The resolved settings.
         cached: The images whose features are cached, if they are more than those of `table`.
+        shared: The images whose features other workspaces share, if they do: all of the splits are among them.
     """
     training, steps = experiment.training, -(-len(table) // experiment.training.batch_size)
     frozen, last = frozen_dropouts(experiment.model, model), context["maximum_epochs"]
     layers = feature_layers_of(experiment.model, model) if context["feature_cache"] != "off" else None
     if layers:
-        features = FeatureCache(settings, experiment, model, layers, context)
+        features = FeatureCache(settings, experiment, model, layers, context, shared)
         end = keras.Model(layers.outputs[layers.start], model.output)
         data = features.training_batches(table, training, context, table if cached is None else cached)
         parts = features.evaluation_batches(splits.val, "val"), features.evaluation_batches(splits.test, "test")
@@ -82,6 +99,35 @@ def prepare_data(
     return PreparedData(
         model, lambda epoch: training_batches(settings, table, range(epoch, last), **options), *parts, steps, frozen
     )
+
+
+def evaluation_data(
+    settings: Settings,
+    experiment: Experiment,
+    model: keras.Model,
+    context: Mapping[str, Any],
+    part: pd.DataFrame,
+    mirrored: bool = False,
+    shared: SharedImages | None = None,
+) -> tuple[keras.Model, tf.data.Dataset]:
+    """Returns what predicts the images of a table, and the batches to give it: cached features, or else pixels.
+
+    Args:
+        settings: The settings.
+        experiment: The experiment.
+        model: Its trained model.
+        context: The resolved settings.
+        part: The table.
+        mirrored: Whether the batches are of the mirror images.
+        shared: The images whose features other workspaces share.
+    """
+    layers = feature_layers_of(experiment.model, model) if context["feature_cache"] != "off" else None
+    if layers:
+        features = FeatureCache(settings, experiment, model, layers, context, shared)
+        dataset = features.evaluation_batches(part, "mirrored", mirrored)
+        return keras.Model(layers.outputs[layers.start], model.output), dataset
+    dataset = batches(settings, part)
+    return model, dataset.map(lambda pixels, labels: (mirror_image(pixels), labels)) if mirrored else dataset
 
 
 class FeatureCache:
@@ -94,9 +140,11 @@ class FeatureCache:
         model: keras.Model,
         layers: FeatureLayers,
         context: Mapping[str, Any],
+        shared: SharedImages | None = None,
     ):
-        """Takes a network and the layers whose outputs are cached."""
-        self.settings, self.model, self.layers = settings, model, layers
+        """Takes a network, the layers whose outputs are cached, and the images that other workspaces share."""
+        self.settings, self.model, self.layers = shared.settings if shared else settings, model, layers
+        self.shared = shared.table if shared else None
         self.title = getattr(experiment.model, "backbone", type(experiment.model).__name__)
         frozen = keras.Model(model.input, list(layers.outputs.values()))
         self.inference = cache(lambda: inference_function(frozen))  # built when first needed
@@ -108,26 +156,42 @@ class FeatureCache:
         self.key |= {"tensorflow": tf.__version__, "keras": keras.__version__}
 
     def features(
-        self, part: pd.DataFrame, name: str, dtype: str, views: int = 1, augmentation: Augmentation | None = None
+        self,
+        part: pd.DataFrame,
+        name: str,
+        dtype: str,
+        views: int = 1,
+        augmentation: Augmentation | None = None,
+        mirrored: bool = False,
     ) -> np.ndarray:
         """Returns the features of the images of a table, (views × images, …), computing what is not cached."""
+        by_image = self.shared is not None
 
         def compute(start: int) -> Iterator[list[np.ndarray]]:
-            for pixels, _ in view_batches(self.settings, part, views, augmentation, start):
+            for pixels, _ in view_batches(self.settings, part, views, augmentation, start, by_image=by_image):
+                pixels = mirror_image(pixels) if mirrored else pixels
                 yield [tf.cast(array, dtype).numpy() for array in self.inference()(pixels)]  # NumPy casts slowly
 
         images = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256, strict=True)]))).hexdigest()
         key = self.key | {"images": images, "views": views, "seed": self.settings.seed if augmentation else None}
         key["augmentation"] = asdict(augmentation) | {"version": AUGMENTATION_VERSION} if augmentation else None
+        key |= ({"views_of": "images"} if by_image and augmentation else {}) | ({"mirrored": True} if mirrored else {})
         shapes = {name: tensor.shape[1:] for name, tensor in self.layers.outputs.items()}
         folder, title = self.settings.data / "features", f"{self.title}-{name}"
         arrays = cached_features(folder, title, key, shapes, dtype, views * len(part), compute)
         return arrays[self.layers.start]
 
-    def evaluation_batches(self, part: pd.DataFrame, name: str) -> tf.data.Dataset:
-        """Returns the features of a table in its order, with labels: what is measured on them holds for the model."""
-        rows, features = np.arange(len(part)), self.features(part, name, "float32")
-        dataset = feature_batches(features, part.label.to_numpy("int32"), lambda: [rows])
+    def evaluation_batches(self, part: pd.DataFrame, name: str, mirrored: bool = False) -> tf.data.Dataset:
+        """Returns the features of a table in its order, with labels: what is measured on them holds for the model.
+
+        Args:
+            part: The table.
+            name: Its name, for people.
+            mirrored: Whether to return the features of the mirror images.
+        """
+        table, name = (part, name) if self.shared is None else (self.shared, "images")
+        rows, features = _positions(part, table), self.features(table, name, "float32", mirrored=mirrored)
+        dataset = feature_batches(features, table.label.to_numpy("int32"), lambda: [rows])
         return dataset.apply(tf.data.experimental.assert_cardinality(-(-len(part) // 32)))  # which `fit` asks for
 
     def training_batches(
@@ -135,10 +199,11 @@ class FeatureCache:
     ) -> Callable[[int], tf.data.Dataset]:
         """Returns the training batches from an epoch on; repeated images share their features."""
         views, last = context["views"] or 1, context["maximum_epochs"]
-        distinct = cached.drop_duplicates("relpath", ignore_index=True)
-        position = pd.Series(distinct.index, distinct.relpath)[table.relpath].to_numpy()
-        labels, features = distinct.label.to_numpy("int32"), np.empty(0)
-        if last:  # else nothing is trained
+        distinct = cached.drop_duplicates("relpath", ignore_index=True) if self.shared is None else self.shared
+        position, labels, features = _positions(table, distinct), distinct.label.to_numpy("int32"), np.empty(0)
+        if last and self.shared is not None and not training.augmentation:  # the features of evaluation serve as well
+            features = self.features(distinct, "images", "float32")
+        elif last:  # else nothing is trained
             features = self.features(distinct, "train", context["feature_cache"], views, training.augmentation)
 
         def rows_of(epoch: int) -> np.ndarray:
@@ -148,3 +213,8 @@ class FeatureCache:
         return lambda first: feature_batches(
             features, labels, lambda: map(rows_of, range(first, last)), training.batch_size
         )
+
+
+def _positions(part: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
+    """Returns the position of each image of a table in another one, which holds each image once."""
+    return pd.Series(np.arange(len(table)), table.relpath)[part.relpath].to_numpy()

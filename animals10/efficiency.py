@@ -33,23 +33,24 @@ def multiply_adds(model: keras.Model) -> float:
         more than once.
     """
     total = 0
-    for layer in _leaf_layers(model):
+    for layer, calls in _leaf_layers(model):
         kernels = [weight for weight in layer.weights if len(weight.shape) > 1]
         output = getattr(layer, "output", None)  # undefined if the layer is called more than once
         positions = output.shape[1:-1] if isinstance(output, keras.KerasTensor) else (None,)
         if kernels and (not _is_countable(layer) or None in positions):
             return math.nan
         if kernels:
-            total += math.prod(positions) * sum(math.prod(kernel.shape) for kernel in kernels)
+            total += calls * math.prod(positions) * sum(math.prod(kernel.shape) for kernel in kernels)
     return total
 
 
-def _leaf_layers(model: keras.Model) -> Iterator[keras.Layer]:
+def _leaf_layers(model: keras.Model, calls: int = 1) -> Iterator[tuple[keras.Layer, int]]:
+    """Yields the layers of a model and of the models in it, with how often a forward pass calls the model."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _leaf_layers(layer)
+            yield from _leaf_layers(layer, calls * max(len(layer._inbound_nodes), 1))
         else:
-            yield layer
+            yield layer, calls
 
 
 def _is_countable(layer: keras.Layer) -> bool:

@@ -13,11 +13,16 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from animals10.files import UserError
+from animals10.input_pipeline import mirror_image
 from animals10.runs import Run, RunKey, run_labels
 
 
 def predict_table(
-    model: keras.Model, dataset: tf.data.Dataset, table: pd.DataFrame, class_names: Sequence[str]
+    model: keras.Model,
+    dataset: tf.data.Dataset,
+    table: pd.DataFrame,
+    class_names: Sequence[str],
+    mirrored: bool = False,
 ) -> pd.DataFrame:
     """Predicts the images of a table.
 
@@ -26,13 +31,33 @@ def predict_table(
         dataset: Batches of inputs and labels, in the order of the table.
         table: The images, with the columns `relpath` and `category`.
         class_names: The classes in the order of the model's outputs.
+        mirrored: Whether to predict the mean over each image and its mirror image; the inputs must then be pixels.
 
     Returns:
         One row per image in the form of `Run.predictions`: `relpath`, `category`, `predicted`, `confidence` (the
         probability of the predicted class, 0 to 1) and `p_<class>`, the probability of each class.
     """
     # Called directly: for one pass, `predict` takes longer to build its graph than it saves.
-    probabilities = np.concatenate([model(inputs, training=False).numpy() for inputs, _ in dataset])
+    parts = []
+    for inputs, _ in dataset:
+        found = [model(view, training=False) for view in ((inputs, mirror_image(inputs)) if mirrored else (inputs,))]
+        parts.append(np.mean([part.numpy() for part in found], axis=0))
+    return _as_table(np.concatenate(parts), table, class_names)
+
+
+def mean_predictions(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Returns the predictions of the mean probabilities.
+
+    Args:
+        tables: Predictions for the same images in the same order, in the form of `predict_table`.
+    """
+    columns = [name for name in tables[0] if name.startswith("p_")]
+    probabilities = np.mean([table[columns].to_numpy() for table in tables], axis=0)
+    return _as_table(probabilities, tables[0], [name.removeprefix("p_") for name in columns])
+
+
+def _as_table(probabilities: np.ndarray, table: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
+    """Returns probabilities in the form of `Run.predictions`."""
     predictions = table[["relpath", "category"]].reset_index(drop=True)
     predictions["predicted"] = [class_names[label] for label in probabilities.argmax(axis=1)]
     predictions["confidence"] = probabilities.max(axis=1)

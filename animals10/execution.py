@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from animals10.backbones import explained
 from animals10.callbacks import PeakMemory, ProgressLine, ResumableEarlyStopping, dropout_in_inference_mode
-from animals10.data_preparation import PreparedData, prepare_data
+from animals10.data_preparation import PreparedData, SharedImages, prepare_data
 from animals10.environment import configure_device, device_name, git_commit, software_versions
 from animals10.evaluation import metrics, predict_table
 from animals10.experiments import Experiment, Training, built_config, without_freezing
@@ -44,6 +44,8 @@ from animals10.runs import RUN_FILES, Run
 from animals10.settings import Settings
 from animals10.splits import CLASS_BALANCES, Splits, resample
 
+VALIDATION = "validation.csv"  # predictions for the validation images, of runs of a fold
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,6 +60,8 @@ class Job:
         weights: What the architecture's `build` takes as initial weights; None for random ones.
         start: The run or the `.keras` file that it is initialised from, if any.
         prefix: Begins the line of progress, such as `[3/49] `.
+        shared: The images whose features other workspaces share, if it is a run of such a workspace, a fold say. Then
+            the predictions for the validation images are stored as well, in `validation.csv`.
     """
 
     settings: Settings
@@ -68,6 +72,7 @@ class Job:
     weights: str | None
     start: Run | Path | None
     prefix: str = ""
+    shared: SharedImages | None = None
 
     @property
     def unfinished_folder(self) -> Path:
@@ -106,11 +111,15 @@ def execute(job: Job) -> Run:
     if training.class_balance != "none":
         write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
     with damaged_images_named(settings, splits.train, splits.val, splits.test):
-        data = prepare_data(settings, splits, job.experiment, model, table, job.context)
+        data = prepare_data(settings, splits, job.experiment, model, table, job.context, shared=job.shared)
         clock["features"] = time.perf_counter()
         outcome, history = fit(job, data, table.label)
         clock["fit"] = time.perf_counter()
         predictions = predict_table(data.model, data.test, splits.test, splits.class_names)
+        if job.shared:
+            validation = predict_table(data.model, data.validation, splits.val, splits.class_names)
+            job.unfinished_folder.mkdir(parents=True, exist_ok=True)
+            write_table(validation, job.unfinished_folder / VALIDATION)
     clock["predict"] = time.perf_counter()
     counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device_name()}
     counts |= {"params": model.count_params(), "trainable_params": count_parameters(model.trainable_weights)}
@@ -251,20 +260,33 @@ def save(
 ) -> Run:
     """Stores a run in its folder: all files first, then `run.json`, then the folder gets its final name."""
     folder, now = job.unfinished_folder, datetime.now(UTC)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, folder / "model.keras", job.splits.class_names)
-    write_table(history, folder / "history.csv")
-    write_table(predictions, folder / "predictions.csv")
+    write_run_files(folder, model, job.splits.class_names, history, predictions)
     clock["save"] = time.perf_counter()
     run_id = f"{now:%Y%m%dT%H%M%S%f}-{job.digest}"
     row = result_row(job, outcome | {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id})
     write_json(run_record(job, row, model, clock), folder / "run.json")
-    final = folder.with_name(f"{job.experiment.id}-{run_id}")
+    run = finish_run(folder, job.experiment.id, run_id)
+    for checkpoint in run.file("run.json").parent.glob("training*.npz"):  # not before: training is long
+        checkpoint.unlink()
+    return run
+
+
+def write_run_files(
+    folder: Path, model: keras.Model, class_names: Sequence[str], history: pd.DataFrame, predictions: pd.DataFrame
+) -> None:
+    """Writes the files of a run, `RUN_FILES`, into its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model, folder / "model.keras", class_names)
+    write_table(history, folder / "history.csv")
+    write_table(predictions, folder / "predictions.csv")
+
+
+def finish_run(folder: Path, id: str, run_id: str) -> Run:
+    """Gives the hidden folder of a run, in which all files are written, its final name."""
+    final = folder.with_name(f"{id}-{run_id}")
     with user_facing_os_errors(final):
         folder.rename(final)  # from here on the run is stored
-    for checkpoint in final.glob("training*.npz"):  # not before: training is long
-        checkpoint.unlink()
-    return Run(job.experiment.id, final)
+    return Run(id, final)
 
 
 def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
@@ -292,7 +314,6 @@ def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
 def run_record(job: Job, row: ResultRow, model: keras.Model, clock: dict[str, float]) -> dict[str, Any]:
     """Returns what `run.json` holds: the full specification, the row, checksums, times and versions."""
     experiment, splits = job.experiment, job.splits
-    images = sorted(pd.concat([splits.train, splits.val, splits.test]).sha256)
     source = None
     if experiment.is_custom:
         with suppress(OSError, TypeError):  # Python cannot always tell the source of a class that a cell defines
@@ -305,8 +326,14 @@ def run_record(job: Job, row: ResultRow, model: keras.Model, clock: dict[str, fl
         "weights_sha256": weights_sha256(model.layers),
         "init_weights_sha256": job.start_weights,
         "seconds": {step: round(clock[step] - clock[before], 2) for before, step in pairwise(clock)},
-        "images_sha256": hashlib.sha256("".join(images).encode()).hexdigest(),  # whatever the split
+        "images_sha256": images_sha256(splits),
         "environment": software_versions() | {"deterministic": job.settings.deterministic},
         "source": source,
         "files_sha256": {name: file_sha256(job.unfinished_folder / name) for name in RUN_FILES},
     }
+
+
+def images_sha256(splits: Splits) -> str:
+    """Returns a checksum of all images of a workspace, whatever their split."""
+    images = sorted(pd.concat([splits.train, splits.val, splits.test]).sha256)
+    return hashlib.sha256("".join(images).encode()).hexdigest()

@@ -131,7 +131,7 @@ class Experiment:
         if not isinstance(self.init_from, (Experiment, Run, Path, type(None))):
             kind = type(self.init_from).__name__
             raise UserError(f"{self.id}: init_from is a {kind}; allowed is an experiment, a run or a .keras file.")
-        _check_id(self.id)
+        check_id(self.id)
         if not callable(getattr(self.model, "build", None)) or not is_dataclass(self.model):
             kind = type(self.model).__name__
             raise UserError(f"{self.id}: model is a {kind}; a frozen dataclass with a method `build` is needed.")
@@ -176,7 +176,7 @@ class Experiment:
         return f"{self.id} (learning rate {self.training.learning_rate:g}, {self.training.epochs} epochs{repetition})"
 
 
-def _check_id(id: Any) -> None:
+def check_id(id: Any) -> None:
     """Checks that an id can be part of a file's name, on every system.
 
     Letter case need not tell two ids apart: the digest, which also names the folder, does.

@@ -176,11 +176,14 @@ def _replace(temporary: Path, path: Path, waits: Sequence[float] = (0.05, 0.1, 0
 
 
 def link_folder(source: Path, target: Path) -> None:
-    """Makes a folder appear in another place: as a link, or else, as on Windows, with links to its files or copies."""
+    """Makes a folder appear in another place: as a link, or else, as on Windows, with links to its files or copies.
+
+    A relative `source` counts from the folder of `target`.
+    """
     try:
         target.symlink_to(source, target_is_directory=True)
     except OSError:  # not every user may make links, and not every disk has them
-        shutil.copytree(source, target, copy_function=_link_or_copy)
+        shutil.copytree(target.parent / source, target, copy_function=_link_or_copy)
 
 
 def _link_or_copy(source: str, target: str) -> None:

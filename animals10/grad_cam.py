@@ -77,6 +77,8 @@ def grad_cam(
         UserError: The model has no such feature map or no softmax at its end.
     """
     functional = _functional(model)
+    if isinstance(functional.operations[-1], keras.layers.Average):
+        raise UserError(f"{model.name} is the mean of several networks: Grad-CAM shows one, so choose one of its runs.")
     operation = _find(functional, layer) if isinstance(layer, str) else layer or last_feature_map(functional)
     end, features = _before_softmax(functional)
     inner = keras.Model(functional.inputs, [_output(functional, operation), features])

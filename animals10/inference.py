@@ -19,6 +19,7 @@ import tensorflow as tf
 from animals10.decoding import open_image
 from animals10.files import UserError, atomic_write, write_json
 from animals10.images import processed_pixels, rejection_reason
+from animals10.input_pipeline import mirror_image
 from animals10.models import load_model
 from animals10.progress import Progress
 from animals10.runs import find_model
@@ -89,7 +90,7 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
 
 
 def classify(
-    model: keras.Model, class_names: Sequence[str], paths: Sequence[Path], batch_size: int = 32
+    model: keras.Model, class_names: Sequence[str], paths: Sequence[Path], batch_size: int = 32, mirrored: bool = False
 ) -> Iterator[Prediction]:
     """Classifies files batch by batch, in their order; memory does not grow with their number.
 
@@ -102,13 +103,19 @@ def classify(
         class_names: The classes in the order of the model's outputs.
         paths: The files.
         batch_size: Images per batch.
+        mirrored: Whether to predict the mean over each image and its mirror image (test-time augmentation).
 
     Yields:
         One prediction per file.
     """
     size = model.input_shape[1]
     signature = tf.TensorSpec((None, size, size, 3), tf.float32)
-    predict = tf.function(lambda pixels: model(pixels, training=False), input_signature=[signature], autograph=False)
+
+    def probabilities(pixels: tf.Tensor) -> tf.Tensor:
+        found = model(pixels, training=False)
+        return (found + model(mirror_image(pixels), training=False)) / 2 if mirrored else found
+
+    predict = tf.function(probabilities, input_signature=[signature], autograph=False)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead: deque[list[Future]] = deque()
         for start in range(0, len(paths) + 2 * batch_size, batch_size):
@@ -141,32 +148,37 @@ def _predict_batch(
             yield Prediction(path, class_names, next(probabilities))
 
 
-def write_predictions_csv(predictions: Sequence[Prediction], class_names: Sequence[str], path: Path) -> None:
+def write_predictions_csv(
+    predictions: Sequence[Prediction], class_names: Sequence[str], path: Path, mirrored: bool = False
+) -> None:
     """Writes predictions as a table, one row per file: path, predicted class, its probability, reason, `p_<class>`.
+
+    If they are the mean over the mirror image, a column `mirrored` says so.
 
     Raises:
         UserError: The file cannot be written.
     """
-    columns = ["path", "predicted", "confidence", "reason", *(f"p_{name}" for name in class_names)]
+    given: dict[str, object] = {"mirrored": True} if mirrored else {}
+    columns = ["path", "predicted", "confidence", "reason", *given, *(f"p_{name}" for name in class_names)]
     options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
     with atomic_write(path) as temporary, temporary.open("w", **options) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for prediction in predictions:
-            row: dict[str, object] = {"path": str(prediction.path), "reason": prediction.reason}
+            row: dict[str, object] = given | {"path": str(prediction.path), "reason": prediction.reason}
             for predicted, confidence in prediction.top(1):
                 row |= {"predicted": predicted, "confidence": confidence}
             writer.writerow(row | {f"p_{name}": value for name, value in prediction.by_class.items()})
 
 
-def write_predictions_json(predictions: Sequence[Prediction], model: Path, path: Path) -> None:
-    """Writes the model's path and a list of files, each with the probabilities of all classes.
+def write_predictions_json(predictions: Sequence[Prediction], model: Path, path: Path, mirrored: bool = False) -> None:
+    """Writes the model's path, whether probabilities are the mean over the mirror image, and those of each file.
 
     Raises:
         UserError: The file cannot be written.
     """
     files = [{"path": _printable(one.path), "probabilities": one.by_class, "reason": one.reason} for one in predictions]
-    write_json({"model": _printable(model), "files": files}, path)
+    write_json({"model": _printable(model), "mirrored": mirrored, "files": files}, path)
 
 
 def _printable(path: Path) -> str:
@@ -181,6 +193,7 @@ def classify_files(
     top: int = 3,
     csv_path: Path | None = None,
     json_path: Path | None = None,
+    mirrored: bool = False,
 ) -> int:
     """Classifies files with a stored model, prints one line per file, and writes all probabilities if asked to.
 
@@ -191,6 +204,7 @@ def classify_files(
         top: Classes per line.
         csv_path: Where to write a table of all probabilities.
         json_path: Where to write them as JSON.
+        mirrored: Whether to predict the mean over each image and its mirror image.
 
     Returns:
         The number of files that are not usable images; their lines say why.
@@ -203,15 +217,16 @@ def classify_files(
     predictions = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data and palettes do not matter
+        found = classify(loaded, class_names, paths, mirrored=mirrored)
         # On stderr, since results are on stdout; not where that is no terminal.
         bar: dict[str, Any] = {"total": len(paths), "unit": "image", "file": sys.stderr, "disable": None}
-        for prediction in Progress(classify(loaded, class_names, paths), **bar):
+        for prediction in Progress(found, **bar):
             predictions.append(prediction)
             Progress.write(prediction.line(top))
     if csv_path:
-        write_predictions_csv(predictions, class_names, csv_path)
+        write_predictions_csv(predictions, class_names, csv_path, mirrored)
     if json_path:
-        write_predictions_json(predictions, path, json_path)
+        write_predictions_json(predictions, path, json_path, mirrored)
     failed = sum(bool(prediction.reason) for prediction in predictions)
     if failed:
         print(f"{failed} of {len(predictions)} files were not classified.", file=sys.stderr)

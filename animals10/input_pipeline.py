@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 
@@ -79,6 +80,7 @@ def view_batches(
     augmentation: Augmentation | None,
     start: int = 0,
     batch_size: int = 32,
+    by_image: bool = False,
 ) -> tf.data.Dataset:
     """Returns augmented views for the feature cache: all images in a first view, then all in a second, and so on.
 
@@ -91,16 +93,19 @@ def view_batches(
         augmentation: The random changes; None for none.
         start: Position in the list of views × images at which to begin.
         batch_size: Images per batch.
+        by_image: Whether a view depends on the image (its column `sha256`) instead of its row.
 
     Returns:
         Batches as `batches` gives them.
     """
     paths, labels = _paths_and_labels(settings, table)
+    numbers = np.array([int(name[:15], 16) for name in table.sha256]) if by_image else np.arange(len(table))
 
     def load(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         view, index = row // len(table), row % len(table)
         image, label = _read(tf.gather(paths, index), tf.gather(labels, index), settings.image_size)
-        key = tf.random.fold_in(tf.random.fold_in(tf.constant([settings.seed, 1], tf.int64), view), index)
+        number = tf.gather(tf.constant(numbers, tf.int64), index)
+        key = tf.random.fold_in(tf.random.fold_in(tf.constant([settings.seed, 1], tf.int64), view), number)
         return (augment(image, key, augmentation) if augmentation else image), label
 
     dataset = tf.data.Dataset.range(start, views * len(table)).map(load, num_parallel_calls=os.cpu_count())
@@ -112,6 +117,11 @@ def shuffled_order(n: int, seed: int, epoch: int | tf.Tensor) -> tuple[tf.Tensor
     # Stateless throughout: a seeded `Dataset.shuffle` would depend on TensorFlow's global seed as well.
     key = tf.random.fold_in(tf.constant([seed, 0], tf.int64), tf.cast(epoch, tf.int64))
     return key, tf.random.experimental.stateless_shuffle(tf.range(n), key)
+
+
+def mirror_image(pixels: tf.Tensor) -> tf.Tensor:
+    """Returns images flipped from left to right, (n, height, width, 3)."""
+    return tf.reverse(pixels, [2])
 
 
 def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:

@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from animals10.catalogue import is_another_experiment
-from animals10.cross_validation import paired_interval
+from animals10.cross_validation import corrected_interval
 from animals10.data_preparation import PreparedData, prepare_data
 from animals10.environment import git_commit
 from animals10.evaluation import predict_table
@@ -193,7 +193,7 @@ def retrain(workspace: Workspace, experiment: Experiment, groups: pd.Series, rep
             row = names | {"condition": condition, "test_images": name, "n": int(part.sum()), "low": low, "high": high}
             row |= {"accuracy": values[part].mean(), "removed": 0 if condition == AS_IT_IS else len(partners)}
             if condition == DIFFERENCE:
-                seeds = paired_interval(pd.Series(values[part].mean(axis=0)), test_ratio=0)
+                seeds = corrected_interval(pd.Series(values[part].mean(axis=0)), test_ratio=0)
                 row |= dict(zip(("seeds_low", "seeds_high"), seeds[1:]))
             rows.append(row)
     return rows

@@ -128,11 +128,13 @@ def plot_run(run: Run) -> plt.Figure:
     cap = "" if row["epochs_cap"] is None else f" capped at {row['epochs_cap']}"
     key = f"learning rate {row['learning_rate']:g}, maximum epochs {row['epochs']}{cap}"
     key += f", repetition {row['repetition']}"
+    members = run.record.get("spec", {}).get("model", {}).get("members", [])  # of an ensemble
+    key = f"mean of {len(members)} run{'s' * (len(members) > 1)}{cap}" if members else key
     key += ", trained from scratch" if row["weights"] == "none" else f", weights: {row['weights']}"
     interval = f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"
     result = f"test accuracy {row['accuracy']:.3f} (95 % interval {interval}, {row['n_test']:,} test images)"
     lines = [_wrap(text, 90 if is_trained else 65) for text in (name, key, result)]
-    figure.suptitle("\n".join(lines) + "\nevaluated without training" * (not is_trained))
+    figure.suptitle("\n".join(lines) + "\nevaluated without training" * (not is_trained and not members))
     curves = f"learning curves over {len(history)} epochs, best epoch {row['best_epoch']}"
     curves = curves if is_trained else "no learning curves, since no epoch was trained"
     return finish(figure, f"{name}, {key}: {curves}, and the confusion matrix; {result}")

@@ -52,8 +52,18 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
         UserError: Two different experiments have the same name, `results.csv` is no such table, or some experiments
             failed; the message says which and why.
     """
-    experiments = list(experiments)
-    workspace = Workspace(settings)
+    return train_in(Workspace(settings), experiments)
+
+
+def train_in(workspace: Workspace, experiments: Iterable[Experiment], title: str = "") -> Runs:
+    """Trains several experiments in a workspace, as `train_all` does.
+
+    Args:
+        workspace: The workspace.
+        experiments: The experiments.
+        title: Begins the lines of progress.
+    """
+    experiments, settings = list(experiments), workspace.settings
     tasks = plan(workspace, experiments)
     waiting = [task for task in tasks if task.will_train]
     if waiting:
@@ -61,7 +71,8 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
     runs: dict[str, Run] = {}
     failures: list[str] = []
     for task in tasks:
-        prefix = f"[{waiting.index(task) + 1}/{len(waiting)}] " if task in waiting and len(waiting) > 1 else ""
+        counter = f"[{waiting.index(task) + 1}/{len(waiting)}] " if task in waiting and len(waiting) > 1 else ""
+        prefix = title + counter
         try:
             runs[task.digest] = run_task(workspace, task, runs, prefix)
         except Exception as error:
@@ -174,7 +185,8 @@ def run_task(workspace: Workspace, task: Task, runs: Mapping[str, Run], prefix: 
         if workspace.is_current(experiment) and not task.forced:  # another process has just trained it
             return _stored_run(workspace, task)
         context = workspace.context(experiment)
-        run = execute(Job(settings, workspace.splits, experiment, context, task.digest, weights, start, prefix))
+        given = settings, workspace.splits, experiment, context, task.digest, weights, start, prefix
+        run = execute(Job(*given, workspace.shared))
         append_row(settings.results, run.row, RESULT_COLUMNS)
         return run
 

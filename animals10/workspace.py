@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from animals10.augmentation import AUGMENTATION_VERSION
+from animals10.data_preparation import SharedImages
 from animals10.environment import configure_device
 from animals10.experiments import Experiment, digest
 from animals10.files import UserError, file_sha256, user_facing_os_errors
@@ -25,11 +26,15 @@ class Workspace:
     Attributes:
         settings: The settings.
         splits: The data.
+        shared: The images whose features it shares with other workspaces, if it does.
+        fold_of: The checksum of the data of which this workspace is a fold, whose test set it leaves untouched; empty
+            for others.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, shared: SharedImages | None = None, fold_of: str = ""):
         """Reads the splits and sets the compute precision of this machine."""
         self.settings, self.splits = settings, load_splits(settings)
+        self.shared, self.fold_of = shared, fold_of
         configure_device(settings.deterministic)
         with user_facing_os_errors(settings.models):
             settings.models.mkdir(parents=True, exist_ok=True)
@@ -43,6 +48,8 @@ class Workspace:
         offers = hasattr(experiment.model, "feature_layers") or hasattr(experiment.model, "split_layer")
         cached = offers and settings.feature_cache != "off"
         contract = {name: value for name, value in preprocessing_contract().items() if name != "description"}
+        by_image = {"features": "by image"} if self.shared and cached else {}
+        fold = {"fold_of": self.fold_of} if self.fold_of else {}
         return {
             "data_sha256": self.splits.sha256,
             "preprocessing": contract,
@@ -54,6 +61,8 @@ class Workspace:
             "feature_cache": settings.feature_cache if cached else "off",
             "views": settings.views if cached and training.augmentation else None,
             "precision": keras.config.dtype_policy().name,
+            **by_image,
+            **fold,
         }
 
     def weights(self, experiment: Experiment) -> tuple[str | None, str, str]:

@@ -26,8 +26,10 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=3, help="classes per line (%(default)s)")
     parser.add_argument("--csv", type=_path, help="write all probabilities as a table")
     parser.add_argument("--json", type=_path, help="write them as JSON")
+    parser.add_argument("--mirrored", action="store_true", help="predict the mean over an image and its mirror image")
     arguments = parser.parse_args()
     options = {"top": arguments.top, "csv_path": arguments.csv, "json_path": arguments.json}
+    options["mirrored"] = arguments.mirrored
     try:
         if not (arguments.model and arguments.images):
             model = example_model(Settings.from_environment({"ANIMALS10_PROFILE": "full"} | os.environ).root)

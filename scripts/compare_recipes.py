@@ -7,7 +7,7 @@ experiments of notebook 03 and compares `mobnet2_best` with each of them. What i
 import argparse
 import sys
 
-from animals10.cross_validation import compare_configurations, ingredients, notebook_configurations
+from animals10.configurations import compare_configurations, ingredients, notebook_configurations
 from animals10.files import UserError
 from animals10.settings import Settings
 

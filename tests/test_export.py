@@ -71,6 +71,13 @@ def test_exported_models_agree_with_keras_and_say_how_to_use_them(extras, prepar
     assert "model.onnx" not in names_in(folder) and not [name for name in names_in(folder) if name.startswith(".")]
 
 
+def test_an_ensemble_over_mirror_images_is_exported(extras, prepared, run, capfd):
+    other = aux.train(prepared, aux.Experiment("other", aux.CNN((4,), (4,), (8,)), aux.Training(1e-2, epochs=1)))
+    both = aux.ensemble(prepared, [run, other], "both", mirrored=True)
+    assert export_model(prepared, "both", "litert,onnx", rounds=1) == 0  # the probabilities agree with Keras
+    assert names_in(prepared.root / "exports" / both.path.name) >= {"model.tflite", "model.onnx"}
+
+
 def test_a_file_of_ones_own_is_not_replaced(extras, tmp_path, capfd):
     path, settings = tmp_path / "mine.keras", aux.Settings(root=tmp_path / "empty", raw=tmp_path)
     aux.save_model(aux.CNN((4,), (4,), (8,), (0.1,)).build(2, 32), path, ("a", "b"))

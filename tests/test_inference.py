@@ -32,6 +32,12 @@ def test_raw_test_images_are_classified_as_in_the_evaluation(trained, draw, tmp_
     assert np.allclose(np.stack([prediction.probabilities for prediction in predictions]), stored, atol=1e-6)
     assert predictions[0].top(2)[0][0] == run.predictions.predicted[0]
 
+    paths = [settings.raw / path for path in test.source]
+    mirrored = list(aux.classify(model, names, paths, batch_size=2, mirrored=True))
+    expected = aux.predict_table(model, aux.batches(settings, test), test, names, mirrored=True)
+    found = [prediction.by_class["red"] for prediction in mirrored]
+    assert np.allclose(found, expected.p_red, atol=1e-6) and not np.allclose(found, run.predictions.p_red, atol=1e-6)
+
     bad = tmp_path / "bad.jpg"
     bad.write_text("a letter")
     figure = aux.plot_predictions(model, names, [draw(tmp_path / "a.png", (40, 200, 40)), bad], cam=True)
@@ -58,13 +64,18 @@ def test_the_command_goes_on_after_bad_files_and_its_status_tells(trained, draw,
     line = capsys.readouterr().out
     assert line.startswith(f"{red}: red ") and line.count("%") == 1
     table, file = tmp_path / "out.csv", tmp_path / "out.json"
-    both = classify(settings, run.file("model.keras"), tmp_path / "in", "--csv", table, "--json", file)
+    both = classify(settings, run.file("model.keras"), tmp_path / "in", "--mirrored", "--csv", table, "--json", file)
     assert both.returncode == 1 and "1 of 2 files were not classified" in both.stderr
     assert both.stdout.splitlines()[1] == f"{bad}: not classified: not an image in a known format"
     rows = aux.read_table(table)
     assert rows.predicted[0] == "red" and rows.reason[1] == "not an image in a known format"
     assert rows.filter(like="p_").iloc[0].sum() == pytest.approx(1)
-    assert json.loads(file.read_text())["files"][0]["probabilities"]["red"] == pytest.approx(rows.p_red[0])
+    found = json.loads(file.read_text())
+    assert found["files"][0]["probabilities"]["red"] == pytest.approx(rows.p_red[0])
+    assert found["mirrored"] and rows.mirrored.all()
+    assert classify_files(settings, str(run.file("model.keras")), [red], csv_path=table) == 0
+    plain = aux.read_table(table)
+    assert "mirrored" not in plain and plain.p_red[0] != rows.p_red[0]
     nothing = classify(settings, "tiny", tmp_path / "nothing")
     assert nothing.returncode == 2 and nothing.stderr.splitlines()[-1].startswith("There is no file or folder")
 
