@@ -98,8 +98,9 @@ def augment(image: tf.Tensor, seed: tf.Tensor, augmentation: Augmentation) -> tf
     if augmentation.vertical_flip:
         image = tf.image.stateless_random_flip_up_down(image, seeds[3])
     image = tf.image.stateless_random_hue(image, augmentation.hue, seeds[4])
-    image = tf.image.stateless_random_saturation(image, *augmentation.saturation, seeds[5])
-    image = tf.image.stateless_random_contrast(image, *augmentation.contrast, seeds[6])
+    # `stateless_random_contrast` refuses a range of one number.
+    image = tf.image.adjust_saturation(image, tf.random.stateless_uniform([], seeds[5], *augmentation.saturation))
+    image = tf.image.adjust_contrast(image, tf.random.stateless_uniform([], seeds[6], *augmentation.contrast))
     image = tf.image.stateless_random_brightness(image, augmentation.brightness, seeds[7])
     image = 255 * tf.clip_by_value(image, 0, 1)
     if augmentation.rand_augment:
