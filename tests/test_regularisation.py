@@ -19,6 +19,7 @@ from animals10.stochastic_depth import trained_branches, with_stochastic_depth
 PLAIN = aux.Training(1e-2, 2, batch_size=8, augmentation=None)
 CNN = aux.CNN((4,), (8,), (8,))
 HEAD = aux.Transfer("MobileNetV2", (8,))
+STILL = aux.Augmentation(0.0, (1, 1), (1, 1), 0.0, (1, 1), horizontal_flip=False, vertical_flip=False)
 STRONG = aux.Augmentation(rand_augment=0.7, erasing=0.5)
 CUTMIX = {"mixup": 0.4, "cutmix": 1.0, "class_balance": "none", "class_weights": True, "label_smoothing": 0.1}
 
@@ -118,24 +119,22 @@ def test_each_value_alone_changes_the_training_on_one_cache(prepared, model, cha
 
 @pytest.mark.parametrize("value", ["rand_augment", "erasing"])
 def test_an_augmented_image_depends_on_its_key_alone(value):
-    image, one = photograph(), aux.Augmentation(**{value: 1.0})
+    image, one = photograph(), dataclasses.replace(STILL, **{value: 1.0})
     first = [augment(image, key(number), one).numpy() for number in range(6)]
     keras.utils.set_random_seed(1)  # what else happens in the process must not matter
     keras.backend.clear_session()
     later = tf.data.Dataset.range(5, -1, -1).map(lambda number: augment(image, tf.stack([5, number]), one))
     assert all(np.array_equal(*pair) for pair in zip(first, [*later.as_numpy_iterator()][::-1], strict=True))
-    standard = [augment(image, key(number), aux.Augmentation()).numpy() for number in range(6)]
-    assert sum(not np.array_equal(*pair) for pair in zip(first, standard, strict=True)) >= 5
-    assert len({pixels.tobytes() for pixels in first}) == 6
+    assert len({pixels.tobytes() for pixels in first}) >= 4  # some operations change nothing in this image
     assert min(pixels.min() for pixels in first) >= 0 and max(pixels.max() for pixels in first) <= 255
 
 
 def test_a_strong_randaugment_changes_an_image_more_than_a_weak_one():
     """Keras's own layer rotates by half a turn and posterises most where it should be weak."""
-    image, still = photograph(), aux.Augmentation(0.0, (1, 1), (1, 1), 0.0, (1, 1), False, False)
-    assert np.allclose(augment(image, key(0), still), image, atol=1e-3)
+    image = photograph()
+    assert np.allclose(augment(image, key(0), STILL), image, atol=1e-3)
     changes = [
-        np.mean([np.abs(augment(image, key(n), dataclasses.replace(still, rand_augment=strength)) - image).mean()
+        np.mean([np.abs(augment(image, key(n), dataclasses.replace(STILL, rand_augment=strength)) - image).mean()
                  for n in range(40)])
         for strength in (0.1, 0.5, 1.0)
     ]  # fmt: skip
@@ -229,7 +228,7 @@ def test_stochastic_depth_skips_trained_branches_of_single_images():
 def test_stochastic_depth_without_a_trained_branch_is_one_line_before_anything_is_computed(prepared):
     for model in (HEAD, CNN):
         experiment = aux.Experiment("run", model, dataclasses.replace(PLAIN, stochastic_depth=0.1))
-        with pytest.raises(aux.UserError, match="stochastic_depth is 0.1, but no residual branch .* trained") as error:
+        with pytest.raises(aux.UserError, match=r"is 0.1, but no residual branch .* is trained") as error:
             aux.train(prepared, experiment)
         assert "\n" not in str(error.value) and not (prepared.data / "features").exists()
 
