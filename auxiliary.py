@@ -39,7 +39,7 @@ from animals10.inference import Prediction, classify, find_images
 
 # figures
 from animals10.grad_cam import grad_cam
-from animals10.plots import plot_errors, plot_grad_cam, plot_images, plot_predictions, show
+from animals10.plots import plot_augmentations, plot_errors, plot_grad_cam, plot_images, plot_predictions, show
 from animals10.plot_runs import plot_comparison, plot_learning_curves, plot_run, show_run, show_table
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "observed_leakage",
     "open_image",
     "parameter_table",
+    "plot_augmentations",
     "plot_comparison",
     "plot_errors",
     "plot_grad_cam",

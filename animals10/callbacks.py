@@ -21,6 +21,9 @@ class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
     A checkpoint holds weights, optimizer, random generators and the callback's own state. It is written as often as a
     tenth of the training time allows. A resumed training gives the same numbers as one that was never interrupted.
 
+    Where the optimizer keeps a moving average of the weights, the average is evaluated and kept. Training goes on with
+    the weights themselves.
+
     Attributes:
         history: One dict per epoch: `epoch` (from 1), `accuracy`, `loss`, `val_accuracy`, `val_loss`.
         seconds: Training time of all epochs, those before a kill included.
@@ -70,9 +73,18 @@ class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
                 variable.assign(self.arrays[f"variable_{index}"])
             self.best_weights = [self.arrays[f"best_{index}"] for index in range(self.state["n_best"])]
 
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Puts the moving average into the model, if there is one; validation ends an epoch."""
+        if self._optimizer().use_ema:
+            self.trained = [variable.numpy() for variable in self.model.trainable_variables]
+            self._optimizer().finalize_variable_values(self.model.trainable_variables)
+
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Records the epoch, decides whether to stop, and writes a checkpoint if it is time for one."""
         super().on_epoch_end(epoch, logs)
+        if self._optimizer().use_ema:
+            for variable, values in zip(self.model.trainable_variables, self.trained, strict=True):
+                variable.assign(values)
         self.history.append({"epoch": epoch + 1} | {name: float(value) for name, value in (logs or {}).items()})
         now = time.perf_counter()
         self.seconds, self.started = self.seconds + now - self.started, now
@@ -85,6 +97,10 @@ class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
         with atomic_write(self.path) as temporary:
             np.savez(temporary, state=json.dumps(state), **arrays)
         self.saved = (time.perf_counter(), time.perf_counter() - now)
+
+    def _optimizer(self) -> keras.optimizers.Optimizer:
+        """Returns the optimizer that updates the weights; with mixed precision, another scales the loss around it."""
+        return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
 
     def _variables(self) -> list[keras.Variable]:
         return self.model.variables + self.model.optimizer.variables

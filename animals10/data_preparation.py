@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -13,15 +13,24 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from animals10.augmentation import AUGMENTATION_VERSION, Augmentation
+from animals10.augmentation import AUGMENTATION_VERSION, Augmentation, mixing
 from animals10.environment import device_name
 from animals10.experiments import Experiment, Training
 from animals10.features import cached_features, feature_batches, inference_function, weights_sha256
+from animals10.files import UserError
 from animals10.images import preprocessing_contract
-from animals10.input_pipeline import batches, mirror_image, shuffled_order, training_batches, view_batches
+from animals10.input_pipeline import (
+    batches,
+    mirror_image,
+    mixed_batches,
+    shuffled_order,
+    training_batches,
+    view_batches,
+)
 from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts, network_config
 from animals10.settings import Settings
 from animals10.splits import Splits
+from animals10.stochastic_depth import with_stochastic_depth
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +55,8 @@ class PreparedData:
     Attributes:
         model: The whole network, which takes pixels, or its trained part, which takes cached features. It shares its
             layers with the whole network.
-        training: Gives the training batches from an epoch (from 0) on.
+        training: Gives the training batches from an epoch (from 0) on. Labels of training and validation are int32
+            (n,), or float32 (n, classes) where the training configuration mixes images.
         validation: The validation batches.
         test: The test batches.
         steps: Training steps per epoch.
@@ -84,20 +94,41 @@ def prepare_data(
         context: The resolved settings.
         cached: The images whose features are cached, if they are more than those of `table`.
         shared: The images whose features other workspaces share, if they do: all of the splits are among them.
+
+    Raises:
+        UserError: The training configuration asks for what the trained layers or the feature cache do not allow.
     """
     training, steps = experiment.training, -(-len(table) // experiment.training.batch_size)
     frozen, last = frozen_dropouts(experiment.model, model), context["maximum_epochs"]
     layers = feature_layers_of(experiment.model, model) if context["feature_cache"] != "off" else None
+    part = keras.Model(layers.outputs[layers.start], model.output) if layers else model
+    if training.stochastic_depth:
+        part = with_stochastic_depth(part, model, training.stochastic_depth, context["seed"])
+    if training.cutmix and len(part.input.shape) != 4:
+        advice = "use mixup, set ANIMALS10_FEATURE_CACHE=off, or unfreeze layers"
+        raise UserError(
+            f"{experiment.id}: CutMix mixes parts of images, and cached pooled features have none: {advice}."
+        )
     if layers:
         features = FeatureCache(settings, experiment, model, layers, context, shared)
-        end = keras.Model(layers.outputs[layers.start], model.output)
         data = features.training_batches(table, training, context, table if cached is None else cached)
         parts = features.evaluation_batches(splits.val, "val"), features.evaluation_batches(splits.test, "test")
-        return PreparedData(end, data, *parts, steps, frozen, is_step_cheap=layers.start == "pooled")
-    options = {"batch_size": training.batch_size, "augmentation": training.augmentation, "seed": context["seed"]}
-    parts = batches(settings, splits.val), batches(settings, splits.test)
-    return PreparedData(
-        model, lambda epoch: training_batches(settings, table, range(epoch, last), **options), *parts, steps, frozen
+        prepared = PreparedData(part, data, *parts, steps, frozen, is_step_cheap=layers.start == "pooled")
+    else:
+        options = {"batch_size": training.batch_size, "augmentation": training.augmentation, "seed": context["seed"]}
+        data = lambda epoch: training_batches(settings, table, range(epoch, last), **options)  # noqa: E731
+        parts = batches(settings, splits.val), batches(settings, splits.test)
+        prepared = PreparedData(part, data, *parts, steps, frozen)
+    return _mixed(prepared, training, len(splits.class_names), context["seed"]) if training.mixes else prepared
+
+
+def _mixed(data: PreparedData, training: Training, n_classes: int, seed: int) -> PreparedData:
+    """Returns the data with mixed training batches, and with the labels of training and validation as shares."""
+    mix = mixing(training.mixup, training.cutmix)
+    return replace(
+        data,
+        training=lambda epoch: mixed_batches(data.training(epoch), n_classes, mix, seed, epoch * data.steps),
+        validation=data.validation.map(lambda values, labels: (values, tf.one_hot(labels, n_classes))),
     )
 
 
@@ -174,7 +205,7 @@ class FeatureCache:
 
         images = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256, strict=True)]))).hexdigest()
         key = self.key | {"images": images, "views": views, "seed": self.settings.seed if augmentation else None}
-        key["augmentation"] = asdict(augmentation) | {"version": AUGMENTATION_VERSION} if augmentation else None
+        key["augmentation"] = _augmentation_key(augmentation) if augmentation else None
         key |= ({"views_of": "images"} if by_image and augmentation else {}) | ({"mirrored": True} if mirrored else {})
         shapes = {name: tensor.shape[1:] for name, tensor in self.layers.outputs.items()}
         folder, title = self.settings.data / "features", f"{self.title}-{name}"
@@ -218,3 +249,9 @@ class FeatureCache:
 def _positions(part: pd.DataFrame, table: pd.DataFrame) -> np.ndarray:
     """Returns the position of each image of a table in another one, which holds each image once."""
     return pd.Series(np.arange(len(table)), table.relpath)[part.relpath].to_numpy()
+
+
+def _augmentation_key(augmentation: Augmentation) -> dict[str, Any]:
+    """Returns what features depend on; fields that are off by default and not used leave earlier caches valid."""
+    used = [column for column in fields(augmentation) if column.default or getattr(augmentation, column.name)]
+    return {column.name: getattr(augmentation, column.name) for column in used} | {"version": AUGMENTATION_VERSION}

@@ -185,16 +185,21 @@ def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any]
     if job.settings.tensorboard:
         logs = job.settings.root / "logs" / f"{job.experiment.id}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{job.digest}"
         callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))
+    batches, weights = data.training(start), class_weights(labels) if training.class_weights else None
+    if weights and training.mixes:  # Keras would give a mixed image the weight of one of its classes
+        vector = tf.constant([weights.get(label, 1.0) for label in range(model.output.shape[-1])])
+        batches = batches.map(lambda values, shares: (values, shares, tf.linalg.matvec(shares, vector)))
+        weights = None
     with dropout_in_inference_mode(data.frozen_dropouts):
         if start < epochs:
             model.fit(
-                data.training(start),
+                batches,
                 validation_data=data.validation,
                 epochs=epochs,
                 initial_epoch=start,
                 steps_per_epoch=data.steps,
                 shuffle=False,
-                class_weight=class_weights(labels) if training.class_weights else None,
+                class_weight=weights,
                 callbacks=callbacks,
                 verbose=0,
             )
@@ -214,18 +219,26 @@ def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any]
 
 
 def compile_model(model: keras.Model, training: Training, steps: int, steps_per_execution: int = 1) -> None:
-    """Compiles a model for a training of so many steps in all; labels are integers, the metric is accuracy."""
+    """Compiles a model for a training of so many steps in all; the metric is accuracy.
+
+    Labels are integers, or shares of all classes where the training configuration mixes images.
+    """
     rate: Any = training.learning_rate
     if training.schedule == "cosine":
         warmup = steps // 10
         decay = max(steps - warmup, 1)
         rate = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=rate, warmup_steps=warmup)
-    optimizer = type(keras.optimizers.get(training.optimizer))(rate)
+    options: dict[str, Any] = {} if training.weight_decay is None else {"weight_decay": training.weight_decay}
+    options |= {"global_clipnorm": training.clip_norm} if training.clip_norm else {}
+    options |= {"use_ema": True, "ema_momentum": training.ema} if training.ema else {}
+    optimizer = type(keras.optimizers.get(training.optimizer))(rate, **options)
     if keras.config.dtype_policy().name == "mixed_float16":  # as `compile` would do, but before variables are built
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)
     loss: Any = "sparse_categorical_crossentropy"
-    if training.label_smoothing:
+    if training.mixes:
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=training.label_smoothing)
+    elif training.label_smoothing:
         smoothing = training.label_smoothing
 
         def loss(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
@@ -234,8 +247,9 @@ def compile_model(model: keras.Model, training: Training, steps: int, steps_per_
 
     # XLA makes training on a CPU many times slower.
     jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
-    options = {"jit_compile": jit_compile, "steps_per_execution": steps_per_execution}
-    model.compile(optimizer, loss, metrics=["accuracy"], **options)
+    model.compile(
+        optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile, steps_per_execution=steps_per_execution
+    )
 
 
 def class_weights(labels: pd.Series) -> dict[int, float]:

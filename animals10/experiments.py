@@ -22,6 +22,7 @@ from animals10.model_checks import check_model
 from animals10.models import CNN, Architecture, Transfer, network_config
 from animals10.runs import Run, RunKey
 from animals10.splits import CLASS_BALANCES
+from animals10.values import check_values, plain_number
 
 TRAINING_VERSION = 1  # part of each run's identity: raise it when equal settings give other numbers
 MAX_ID_BYTES = 200  # a folder's name holds 255, and time and digest follow the id
@@ -40,11 +41,23 @@ class Training:
         batch_size: Images per training step.
         class_balance: Size to which all classes are resampled: `none`, `min`, `mean` or `max`; see `splits.resample`.
         augmentation: Random changes of training images; None for none.
-        optimizer: Name of a Keras optimizer.
+        optimizer: Name of a Keras optimizer; the loss is cross-entropy.
         schedule: `constant`, or `cosine`: linear warm-up over the first tenth of all steps, then cosine decay to zero
             (I. Loshchilov and F. Hutter, arXiv:1608.03983).
         class_weights: Whether the loss gives all classes the same total weight.
         label_smoothing: Probability that is spread over all classes (C. Szegedy et al., arXiv:1512.00567), 0 to 1.
+        weight_decay: Weight decay of the optimizer, which is decoupled from the gradient in all of Keras's optimizers
+            (I. Loshchilov and F. Hutter, arXiv:1711.05101); None for the optimizer's own: 0.004 for `adamw`.
+        clip_norm: Largest norm of the gradient over all weights; 0 for none.
+        ema: Momentum of an exponential moving average of the weights over the training steps, such as 0.99;
+            0 for none. The averaged weights are evaluated, watched by early stopping, and stored.
+        stochastic_depth: Probability that the last residual branch is skipped in training; for the residual branches
+            before it, it falls linearly (G. Huang et al., arXiv:1603.09382). Only branches that are trained count.
+        mixup: Alpha of the beta distribution of MixUp, 0 to 1; 0 for none (H. Zhang et al., arXiv:1710.09412). It mixes
+            the images of a batch, or their cached features (V. Verma et al., arXiv:1806.05236).
+        cutmix: Alpha of the beta distribution of CutMix, 0 to 1; 0 for none (S. Yun et al., arXiv:1905.04899). It mixes
+            parts of the images of a batch, or of their cached feature maps. With MixUp as well, each batch takes one
+            of them at random.
 
     Raises:
         UserError: A value is not allowed.
@@ -60,41 +73,51 @@ class Training:
     schedule: Literal["constant", "cosine"] = "constant"
     class_weights: bool = False
     label_smoothing: float = 0.0
+    weight_decay: float | None = None
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    stochastic_depth: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for names, kind in ((("learning_rate", "label_smoothing"), float), (("epochs", "patience", "batch_size"), int)):
-            for name in names:
-                object.__setattr__(self, name, _number(name, getattr(self, name), kind))
-        allowed = {
-            "learning_rate": (self.learning_rate > 0, "a number above 0"),
-            "epochs": (self.epochs >= 0, "0, 1, 2 …"),
-            "patience": (self.patience >= 0, "0, 1, 2 …"),
-            "batch_size": (self.batch_size >= 1, "1, 2, 3 …"),
-            "class_balance": (self.class_balance in CLASS_BALANCES, ", ".join(CLASS_BALANCES)),
-            "optimizer": (_is_optimizer(self.optimizer), "the name of a Keras optimizer: adam, adamw, sgd …"),
-            "schedule": (self.schedule in SCHEDULES, ", ".join(SCHEDULES)),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "a number from 0 to below 1"),
-        }
-        for name, (valid, words) in allowed.items():
-            if not valid:
-                raise UserError(f"Training: {name} is {getattr(self, name)!r}; allowed is {words}.")
+        for column in fields(self):
+            if column.type in (float, int) or (column.name == "weight_decay" and self.weight_decay is not None):
+                kind = int if column.type is int else float
+                number = plain_number(f"Training: {column.name}", getattr(self, column.name), kind)
+                object.__setattr__(self, column.name, number)
+        check_values(
+            self,
+            {
+                "learning_rate": (0 < self.learning_rate < float("inf"), "a number above 0"),
+                "epochs": (self.epochs >= 0, "0, 1, 2 …"),
+                "patience": (self.patience >= 0, "0, 1, 2 …"),
+                "batch_size": (self.batch_size >= 1, "1, 2, 3 …"),
+                "class_balance": (self.class_balance in CLASS_BALANCES, ", ".join(CLASS_BALANCES)),
+                "augmentation": (isinstance(self.augmentation, Augmentation | None), "aux.Augmentation(…) or None"),
+                "optimizer": (_is_optimizer(self.optimizer), "the name of a Keras optimizer: adam, adamw, sgd …"),
+                "schedule": (self.schedule in SCHEDULES, ", ".join(SCHEDULES)),
+                "class_weights": (self.class_weights in (True, False), "True or False"),
+                "label_smoothing": (0 <= self.label_smoothing < 1, "a number from 0 to below 1"),
+                "weight_decay": (0 <= (self.weight_decay or 0) < float("inf"), "a number from 0, or None"),
+                "clip_norm": (0 <= self.clip_norm < float("inf"), "a number from 0"),
+                "ema": (0 <= self.ema < 1, "a number from 0 to below 1, such as 0.99"),
+                "stochastic_depth": (0 <= self.stochastic_depth < 1, "a probability from 0 to below 1"),
+                "mixup": (0 <= self.mixup <= 1, "a number from 0 to 1"),
+                "cutmix": (0 <= self.cutmix <= 1, "a number from 0 to 1"),
+            },
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed; then a label is the shares of all classes."""
+        return bool(self.mixup or self.cutmix)
 
 
-def _number(name: str, value: Any, kind: type) -> Any:
-    """Returns a number as plain float or int, as JSON and csv can hold it; NumPy's numbers are welcome."""
+def _is_optimizer(name: Any) -> bool:
     try:
-        number = kind(value)
-    except (TypeError, ValueError):
-        number = None
-    if isinstance(value, (str, bool)) or number is None or number != value:
-        raise UserError(f"{name} is {value!r}; allowed is {'a number' if kind is float else 'a whole number'}.")
-    return number
-
-
-def _is_optimizer(name: str) -> bool:
-    try:
-        return bool(keras.optimizers.get(name))
-    except ValueError:
+        return isinstance(name, str) and bool(keras.optimizers.get(name))
+    except (ValueError, TypeError, KeyError):  # no such name, or an optimizer that wraps others
         return False
 
 
@@ -125,7 +148,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for name in ("initial_epoch", "repetition"):
-            object.__setattr__(self, name, _number(name, getattr(self, name), int))
+            object.__setattr__(self, name, plain_number(name, getattr(self, name), int))
         if isinstance(self.init_from, (str, Path)):
             object.__setattr__(self, "init_from", expand_user(self.init_from))
         if not isinstance(self.init_from, (Experiment, Run, Path, type(None))):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from animals10.augmentation import Augmentation, augment
+from animals10.augmentation import Augmentation, Mix, augment
 from animals10.files import UserError, display_path
 from animals10.settings import Settings
 
@@ -110,6 +110,30 @@ def view_batches(
 
     dataset = tf.data.Dataset.range(start, views * len(table)).map(load, num_parallel_calls=os.cpu_count())
     return without_autotune(dataset.batch(batch_size))
+
+
+def mixed_batches(dataset: tf.data.Dataset, n_classes: int, mix: Mix, seed: int, first_step: int) -> tf.data.Dataset:
+    """Returns training batches whose images or features are mixed with others of the same batch.
+
+    How a batch is mixed depends on the seed and the number of its training step alone.
+
+    Args:
+        dataset: Batches of values, float32 (n, …), and labels, int32 (n,).
+        n_classes: Number of classes.
+        mix: See `augmentation.mixing`.
+        seed: Of the random numbers.
+        first_step: The number of the first batch, from 0, counted over all epochs.
+
+    Returns:
+        Batches of mixed values, float32 (n, …), and the shares of the classes, float32 (n, classes).
+    """
+
+    def mixed(step: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        values, labels = batch
+        key = tf.random.fold_in(tf.constant([seed, 2], tf.int64), step)
+        return mix(key, values, tf.one_hot(labels, n_classes))
+
+    return without_autotune(dataset.enumerate(first_step).map(mixed))
 
 
 def shuffled_order(n: int, seed: int, epoch: int | tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -18,6 +18,7 @@ import pandas as pd
 from animals10.backbones import find_backbone
 from animals10.features import split_before
 from animals10.files import UserError, atomic_write, reading
+from animals10.values import plain_number
 
 
 class Architecture(Protocol):
@@ -86,6 +87,7 @@ class CNN:
     def __post_init__(self) -> None:
         _check_equal_length(self, "filters", "pool_sizes")
         _check_equal_length(self, "dense_units", "dropout")
+        _check_rates(self, "dropout", self.dropout)
 
     def build(self, n_classes: int, image_size: int = 224, weights: str | None = None) -> keras.Model:
         """Returns the untrained network, see `Architecture`; there are no pretrained weights.
@@ -119,6 +121,7 @@ class Transfer:
         freeze_batch_norm: Whether batch normalisation stays frozen in these layers, and keeps its ImageNet statistics.
         unfreeze_last_blocks: Instead of `unfreeze_last`: how many of the backbone's last blocks are trained as well,
             together with all layers after them.
+        feature_dropout: Dropout rate of the pooled features; 0 for none.
 
     Raises:
         UserError: There is no such backbone, or values contradict each other.
@@ -130,10 +133,13 @@ class Transfer:
     unfreeze_last: int = 0
     freeze_batch_norm: bool = True
     unfreeze_last_blocks: int = 0
+    feature_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         find_backbone(self.backbone)
         _check_equal_length(self, "dense_units", "dropout")
+        _check_rates(self, "dropout", self.dropout)
+        _check_rates(self, "feature_dropout", (self.feature_dropout,))
         if min(self.unfreeze_last, self.unfreeze_last_blocks) < 0 or (self.unfreeze_last and self.unfreeze_last_blocks):
             raise UserError(
                 f"Transfer: unfreeze_last is {self.unfreeze_last} and unfreeze_last_blocks is "
@@ -150,6 +156,7 @@ class Transfer:
         # Built on the input itself: in one flat graph each layer can be found, split at and frozen.
         x = find_backbone(self.backbone).build(inputs, weights)
         x = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
+        x = keras.layers.Dropout(self.feature_dropout)(x) if self.feature_dropout else x
         model = keras.Model(inputs, _classifier(x, self, n_classes), name=self.backbone)
         self.set_trainable(model)
         return model
@@ -218,6 +225,13 @@ def _check_equal_length(architecture: CNN | Transfer, first: str, second: str) -
     a, b = getattr(architecture, first), getattr(architecture, second)
     if len(a) != len(b):
         raise UserError(f"{type(architecture).__name__}: {first} {a} and {second} {b} must have the same length.")
+
+
+def _check_rates(architecture: CNN | Transfer, name: str, rates: Sequence[float]) -> None:
+    for rate in rates:
+        if not 0 <= plain_number(f"{type(architecture).__name__}: {name}", rate) < 1:
+            kind = type(architecture).__name__
+            raise UserError(f"{kind}: {name} has the rate {rate!r}; allowed is a number from 0 to below 1.")
 
 
 def _classifier(x: keras.KerasTensor, architecture: CNN | Transfer, n_classes: int) -> keras.KerasTensor:

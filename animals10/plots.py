@@ -6,6 +6,7 @@ label (see `show`). To add a figure, write a function that returns `finish(figur
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 from IPython.display import display
 from matplotlib import font_manager
 from matplotlib.image import AxesImage, BboxImage, FigureImage
 
+from animals10.augmentation import Augmentation, augment, mixing
 from animals10.decoding import open_image, to_rgb
 from animals10.files import UserError
 from animals10.grad_cam import grad_cam
@@ -144,6 +147,39 @@ def plot_images(
     figure.suptitle(textwrap.fill(heading, 95, break_on_hyphens=False))
     names = ", ".join(" ".join(title.split()) for title in titles)
     return finish(figure, f"{heading or 'Images'}: {names}")
+
+
+def plot_augmentations(image: Path, other: Path, seed: int = 5, size: int = 224) -> plt.Figure:
+    """Draws what each augmentation does to one image: a row per augmentation, with the image and four random results.
+
+    Args:
+        image: An image file.
+        other: Another one, with which MixUp and CutMix mix it.
+        seed: Of the random numbers.
+        size: Edge of the augmented images in pixels.
+
+    Raises:
+        UserError: A file is missing or is not an image.
+    """
+    files = tf.stack([tf.image.resize(_read(path), (size, size)) for path in (image, other)])
+    keys = [tf.constant([seed, draw], tf.int64) for draw in range(4)]
+    still = Augmentation(0.0, (1.0, 1.0), (1.0, 1.0), 0.0, (1.0, 1.0), horizontal_flip=False, vertical_flip=False)
+    augmentations = {
+        "standard": Augmentation(),
+        "no vertical flip": Augmentation(vertical_flip=False),
+        "RandAugment, strength 1": replace(still, rand_augment=1.0),
+        "random erasing": replace(still, erasing=1.0),
+    }
+    rows = {name: [augment(files[0], key, one) for key in keys] for name, one in augmentations.items()}
+    for name, mix in {"MixUp, alpha 1": mixing(1.0, 0.0), "CutMix, alpha 1": mixing(0.0, 1.0)}.items():
+        pairs = tf.gather(files, [0, 1, 1, 1, 1, 1])  # partners are drawn from the batch, the image itself included
+        mixed = [mix(key, pairs, tf.eye(6)) for key in keys]
+        rows[name] = [pixels[0] for pixels, _ in mixed]
+    images = [files[0] if draw is None else draw for draws in rows.values() for draw in (None, *draws)]
+    titles = [name if draw == 0 else "" for name in rows for draw in range(5)]
+    heading = f"{image.name} and four random results of each augmentation; MixUp and CutMix use {other.name}"
+    figure = plot_images([pixels.numpy().astype("uint8") for pixels in images], titles, heading=heading)
+    return finish(figure, f"{heading}. One row each: {', '.join(rows)}")
 
 
 def _read(path: Path, longest: int | None = None) -> np.ndarray:

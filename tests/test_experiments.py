@@ -47,11 +47,19 @@ def test_defaults_are_those_of_finished_runs():
             "crop": [0.85, 1],
             "horizontal_flip": True,
             "vertical_flip": True,
+            "rand_augment": 0,
+            "erasing": 0,
         },
         "optimizer": "adam",
         "schedule": "constant",
         "class_weights": False,
         "label_smoothing": 0,
+        "weight_decay": None,
+        "clip_norm": 0,
+        "ema": 0,
+        "stochastic_depth": 0,
+        "mixup": 0,
+        "cutmix": 0,
     }
     assert specification(aux.Transfer("MobileNetV2")) == {
         "type": "Transfer",
@@ -61,6 +69,7 @@ def test_defaults_are_those_of_finished_runs():
         "unfreeze_last": 0,
         "freeze_batch_norm": True,
         "unfreeze_last_blocks": 0,
+        "feature_dropout": 0,
     }
     assert specification(aux.CNN((1,), (1,)))["dense_units"] == [128] and aux.CNN((1,), (1,)).dropout == (0.3,)
 
@@ -146,9 +155,43 @@ def test_an_impossible_experiment_is_one_clear_line(values, message):
         aux.Augmentation(crop=(1.0, 1.5))
     with pytest.raises(aux.UserError, match="init_from is a int"):
         aux.Experiment(**good, init_from=5)
-    for wrong in ({"class_balance": "all"}, {"schedule": "linear"}, {"label_smoothing": 1}, {"optimizer": "adamm"}):
-        with pytest.raises(aux.UserError, match="allowed is"):
-            aux.Training(1e-3, 5, **wrong)
+    wrong = [{"class_balance": "all"}, {"schedule": "linear"}, {"label_smoothing": 1}, {"optimizer": "adamm"}]
+    wrong += [{"optimizer": "LossScaleOptimizer"}, {"optimizer": 5}, {"weight_decay": -1e-4}, {"weight_decay": "no"}]
+    wrong += [{"clip_norm": -1}, {"clip_norm": float("inf")}, {"ema": 1}, {"ema": None}, {"stochastic_depth": 1}]
+    wrong += [{"mixup": 1.5}, {"mixup": True}, {"cutmix": float("nan")}, {"augmentation": "standard"}]
+    for values in wrong:
+        name = next(iter(values))
+        with pytest.raises(aux.UserError, match=rf"Training: {name} is .*; allowed is") as error:
+            aux.Training(1e-3, 5, **values)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rand_augment": 1.1}, r"rand_augment is 1.1; allowed is"),
+        ({"rand_augment": "strong"}, r"rand_augment is 'strong'; allowed is a number"),
+        ({"erasing": -0.1}, r"erasing is -0.1; allowed is"),
+        ({"contrast": 0.2}, r"contrast is 0.2; allowed are two numbers"),
+        ({"saturation": (0.8, "1.2")}, r"saturation is '1.2'; allowed is a number"),
+        ({"vertical_flip": "no"}, r"vertical_flip is 'no'; allowed is True or False"),
+    ],
+)
+def test_an_impossible_augmentation_is_one_clear_line(values, message):
+    with pytest.raises(aux.UserError, match=f"Augmentation: {message}") as error:
+        aux.Augmentation(**values)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [1, -0.1, "0.5"])
+def test_an_impossible_dropout_rate_is_one_clear_line(rate):
+    for build in (
+        lambda: aux.CNN((8,), (2,), (8,), (rate,)),
+        lambda: aux.Transfer("MobileNetV2", (8,), (rate,)),
+        lambda: aux.Transfer("MobileNetV2", feature_dropout=rate),
+    ):
+        with pytest.raises(aux.UserError, match=r"dropout (is|has the rate) .*; allowed is a number"):
+            build()
 
 
 @pytest.mark.parametrize("id", ["a", "é.2", "a, b", "it's", "[x]", "conv", "com", "con-v2", "v1.con", "网" * 66, "🐶"])
