@@ -297,7 +297,8 @@ def alternative_text(table: pd.DataFrame) -> str:
 
     def ranges(column: str) -> str:
         groups = table[table.epochs > 0].groupby("family", sort=False)[column].agg(["min", "max"]).dropna()
-        return ", ".join(f"{family} {low:.3f} to {high:.3f}" for family, low, high in groups.itertuples())
+        texts = {family: [f"{value:.3f}" for value in (low, high)] for family, low, high in groups.itertuples()}
+        return ", ".join(f"{family} {' to '.join(dict.fromkeys(ends))}" for family, ends in texts.items())
 
     text = f"Test accuracy of the {(table.epochs > 0).sum()} published runs that were trained. "
     text += f"Published, on all of Animals-10: {ranges('accuracy')}. "
