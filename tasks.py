@@ -33,8 +33,8 @@ NEWEST = (3, 13)  # version of Python for which TensorFlow and all others have p
 # Each setting reaches notebooks and scripts as ANIMALS10_<name>. Variables are for single tasks.
 SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS
     DETERMINISTIC TENSORBOARD PUBLISH ALL""".split()
-VARIABLES = """MODEL IMAGES CSV JSON TOP FORMAT PORT RUNS RECIPES BENCH EXPERIMENTS REPETITIONS WRITE WITH_IMAGES
-    WORKERS""".split()
+VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED FORMAT PORT RUNS RECIPES BENCH EXPERIMENTS REPETITIONS WRITE
+    WITH_IMAGES WORKERS""".split()
 OF_INSTALL = ["VENV", "CONSTRAINTS"]  # on the command line alone: others use such names in the environment
 
 FIRST = "tests/notebooks/01-preprocessing.ipynb"
@@ -323,7 +323,7 @@ def clean_cache(runner: Runner) -> None:
 
 QUICK = {"WEIGHTS": "random", "MAX_EPOCHS": "1"}  # the tour as nbval runs it
 RUN, NOTEBOOKS_01_03 = "run_notebooks.py", ("01-preprocessing.ipynb", "03-transfer-learning.ipynb")
-SAVED = option("--csv", "CSV"), option("--json", "JSON"), option("--top", "TOP")
+SAVED = option("--csv", "CSV"), option("--json", "JSON"), option("--top", "TOP"), flag("--mirrored", "MIRRORED")
 TASKS: dict[str, Task] = {
     "run": script(RUN, profile="sample"),
     "lab": script("lab.py", profile=""),

@@ -84,7 +84,10 @@ def run_details(settings: Settings, row: Mapping[str, Any], with_images: bool) -
             raise UserError(f"{where} cannot be read ({reason}): move it away.") from None
     if row["epochs_cap"]:
         found["notes"].append(f"Its maximum epochs were capped at {row['epochs_cap']:.0f}: it is a trial.")
-    if row["epochs_run"] == 0:
+    if spec.get("model", {}).get("type") == "Ensemble":
+        members = spec["model"]["members"]
+        found["notes"].append(f"It is the mean of {len(members)} run{'s' * (len(members) > 1)}.")
+    elif row["epochs_run"] == 0:
         found["notes"].append("It was evaluated without training.")
     return found | {"facts": _facts(row, spec)}
 
