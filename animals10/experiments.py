@@ -328,7 +328,7 @@ def experiment_table(experiments: Iterable[Experiment], n_classes: int = 10, ima
     table = pd.DataFrame([_hyper_parameters(one, n_classes, image_size) for one in experiments]).fillna("–")
     defaults = {_title(name): _words(value) for name, value in vars(Training(1.0, 1)).items()}
     defaults |= {"repetition": "1", "first epoch": "1", "initialised from": "–"}
-    defaults |= {"unfrozen layers": "0", "unfrozen blocks": "0", "freeze batch norm": "yes"}
+    defaults |= {"feature dropout": "0", "unfrozen layers": "0", "unfrozen blocks": "0", "freeze batch norm": "yes"}
     kept = ("learning rate", "maximum epochs", "patience", "class balance")
     return table[[name for name in table if name in kept or any(table[name] != defaults.get(name))]]
 

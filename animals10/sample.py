@@ -69,7 +69,7 @@ def compose_sample(folder: Path = SAMPLE) -> Path:
     with user_facing_os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):  # notebooks may start at the same time
-            if stamp.exists() and stamp.read_text() == version:
+            if stamp.exists() and stamp.read_text(encoding="utf-8") == version:
                 return folder
             if stamp.exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +78,7 @@ def compose_sample(folder: Path = SAMPLE) -> Path:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 content.save(path, "PNG", compress_level=3, exif=content.info.get("exif", b""))
             _damage(folder)
-            stamp.write_text(version)
+            stamp.write_text(version, encoding="utf-8")
     return folder
 
 

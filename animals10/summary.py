@@ -24,7 +24,7 @@ def print_results(settings: Settings) -> None:
     if not settings.results.exists():
         print(f"There is no {display_path(settings.results)}: no run is trained yet.")
         return
-    results = results_table(settings).sort_values("acc_val", ascending=False, kind="stable", na_position="last")
+    results = results_table(settings)
     title = f"{len(results)} run{'s' * (len(results) != 1)} of {display_path(settings.results)}"
     about = f"{title}, best validation accuracy first. {_test_images(results)} {HOW_TO_READ}"
     about += f" {RANDOM}" * bool((results.weights == "random").any())

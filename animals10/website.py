@@ -126,6 +126,10 @@ class _Renderer(IPythonRenderer):
         anchor = re.sub(r"<[^>]*>|[^\w -]", "", text.lower()).replace(" ", "-")
         return f'<h{level} id="{anchor}">{text}</h{level}>\n'
 
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        # A badge becomes a plain link: the site loads nothing from other servers.
+        return text if "://" in url else super().image(text, url, title)
+
     def link(self, text: str, url: str, title: str | None = None) -> str:
         target, _, anchor = url.partition("#")
         if not target or ":" in target:

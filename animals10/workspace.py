@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from animals10.augmentation import AUGMENTATION_VERSION
+from animals10.catalogue import CATALOGUE
 from animals10.data_preparation import SharedImages
 from animals10.environment import configure_device
 from animals10.experiments import Experiment, digest
@@ -96,9 +97,14 @@ class Workspace:
         return self.latest_run(parent) if isinstance(parent, Experiment) else parent
 
     def is_selected(self, experiment: Experiment) -> bool:
-        """Tells whether `ANIMALS10_ONLY` and `ANIMALS10_PUBLISH` let an experiment be trained."""
-        only, publish = self.settings.only, self.settings.publish
-        return not publish and (not only or is_listed(only, experiment.id))
+        """Tells whether `ANIMALS10_ONLY`, `ANIMALS10_PUBLISH` and the tour let an experiment be trained.
+
+        The tour leaves out experiments of the catalogue alone: those of the user's own are trained.
+        """
+        if self.settings.publish:
+            return False
+        is_own = self.settings.is_tour and all(experiment.id != known.id for known in CATALOGUE)
+        return is_own or not self.settings.only or is_listed(self.settings.only, experiment.id)
 
     def is_current(self, experiment: Experiment) -> bool:
         """Tells whether an experiment is finished, and started from the weights that its parent has now."""
