@@ -34,6 +34,7 @@ def test_the_experiments_of_notebook_03_are_compared():
     assert aux.find_experiment(REFERENCE).label in {configuration.title for configuration in configurations}
 
 
+@pytest.mark.slow
 def test_configurations_are_cross_validated_and_nothing_is_trained_twice(prepared, capsys):
     training = aux.Training(learning_rate=1e-2, epochs=2)
     small = aux.Experiment("small", aux.CNN((4,), (4,), (8,)), training)

@@ -82,6 +82,7 @@ def test_results_are_printed_repeated_compared_and_not_computed_again(prepared, 
         aux.compare_cross_validated(once, second, "kappa")
 
 
+@pytest.mark.slow
 def test_the_mirror_image_is_predicted_as_well_where_asked_for(prepared):
     plain = aux.cross_validate(prepared, SMALL, folds=3)
     mirrored = aux.cross_validate(prepared, SMALL, folds=3, mirrored=True)
@@ -95,6 +96,7 @@ def test_the_mirror_image_is_predicted_as_well_where_asked_for(prepared):
     assert not np.allclose(found.p_red, plain.predictions.query("fold == 1").p_red, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_image_passes_the_backbone_twice_over_all_folds(prepared, monkeypatch):
     """Whatever the number of folds. The mirror images are images of their own."""
     computed, cached_features = [], features.cached_features

@@ -96,6 +96,7 @@ def test_a_table_with_semicolons_is_named_as_such_before_and_when_a_row_is_appen
     assert table.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_eight_processes_append_a_hundred_rows_each(tmp_path):
     append_together(tmp_path / "results.csv", processes=8, each=100)
     names = [stored["run_id"] for stored in rows(tmp_path / "results.csv")]

@@ -37,7 +37,7 @@ class OwnHead:
     # One head stands for all: pooled features come from the same pass as the features of a split layer.
     [
         aux.Transfer("MobileNetV2", (8,), (0.2,)),
-        aux.Transfer("MobileNetV2", (8,), (0.2,), unfreeze_last=20),
+        pytest.param(aux.Transfer("MobileNetV2", (8,), (0.2,), unfreeze_last=20), marks=pytest.mark.slow),
         OwnHead(),
         pytest.param(aux.Transfer("EfficientNetV2S", (8,), (0.2,), unfreeze_last=30), marks=pytest.mark.slow),
         pytest.param(aux.Transfer("ResNet50V2", (8,), (0.2,), unfreeze_last=20), marks=pytest.mark.slow),

@@ -62,16 +62,19 @@ class Residual:
         return "split"
 
 
+OPTIMIZER = {"optimizer": "adamw", "weight_decay": 0.5, "ema": 0.9, "clip_norm": 0.1, "schedule": "cosine"}
+DEEP = {"stochastic_depth": 0.5, "cutmix": 1.0, "ema": 0.9}
+
+
 @pytest.mark.parametrize(
     ("model", "values"),
     [
-        (CNN, {"augmentation": STRONG}),
-        (CNN, CUTMIX),
-        (CNN, {"optimizer": "adamw", "weight_decay": 0.5, "ema": 0.9, "clip_norm": 0.1, "schedule": "cosine"}),
-        (HEAD, {"augmentation": STRONG, "ema": 0.9, "mixup": 0.4}),
-        (Residual(), {"stochastic_depth": 0.5, "cutmix": 1.0, "ema": 0.9}),
+        pytest.param(CNN, {"augmentation": STRONG}, id="augmentation", marks=pytest.mark.slow),
+        pytest.param(CNN, CUTMIX, id="mixtures", marks=pytest.mark.slow),
+        pytest.param(CNN, OPTIMIZER, id="optimizer", marks=pytest.mark.slow),
+        pytest.param(HEAD, {"augmentation": STRONG, "ema": 0.9, "mixup": 0.4}, id="cached pooled features"),
+        pytest.param(Residual(), DEEP, id="cached feature maps", marks=pytest.mark.slow),
     ],
-    ids=["augmentation", "mixtures", "optimizer", "cached pooled features", "cached feature maps"],
 )
 def test_a_killed_training_resumes_to_the_last_digit(prepared, monkeypatch, model, values):
     experiment = aux.Experiment("run", model, dataclasses.replace(PLAIN, **values))

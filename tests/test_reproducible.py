@@ -70,6 +70,7 @@ def test_a_killed_training_resumes_and_ends_with_the_same_weights(settings, tmp_
     assert [path.name for path in (killed / "models").iterdir() if path.is_dir()] == [other.path.name]
 
 
+@pytest.mark.slow
 def test_a_training_that_had_ended_is_not_continued(prepared):
     training = aux.Training(learning_rate=3e-2, epochs=20, patience=1)
     experiment = aux.Experiment("small", aux.CNN((8, 8), (2, 2), (16,), (0.1,)), training)

@@ -99,13 +99,21 @@ def test_a_table_of_results_to_which_nothing_can_be_appended_is_found_before_tra
     assert not list(prepared.models.glob("[!.]*"))
 
 
+@pytest.mark.slow
 def test_a_parent_without_its_model_is_one_line(prepared):
     aux.train(prepared, HEAD).file("model.keras").unlink()
     with pytest.raises(aux.UserError, match=r"model\.keras is missing: .*restore it"):
         aux.train(prepared, TUNED)
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"no HDF5", b"\x89HDF\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\n",
+        pytest.param(b"no HDF5", marks=pytest.mark.slow),
+        pytest.param(b"\x89HDF\r\n\x1a\n", marks=pytest.mark.slow),
+    ],
+)
 def test_weights_that_cannot_be_read_are_one_line(prepared, tmp_path, content):
     file = tmp_path / "MobileNetV2.weights.h5"
     file.write_bytes(content)
