@@ -13,7 +13,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import filelock
@@ -25,6 +25,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from animals10.files import UserError, display_path, reading, user_facing_os_errors
 from animals10.input_pipeline import without_autotune
 from animals10.progress import Progress, tell
+from animals10.quiet import filtered_stderr
 
 SPARE_BYTES = 500_000_000  # free space that a cache leaves on the disk
 SECONDS_BETWEEN_FLUSHES = 10  # an interrupted computation loses no more than this
@@ -98,6 +99,13 @@ def feature_batches(
     return without_autotune(dataset.map(lambda values, labels: (tf.cast(values, tf.float32), labels)))
 
 
+@cache
+def cast_half_quietly() -> None:
+    """Casts a float16 number, once: on most CPUs TensorFlow then logs an error that is none."""
+    with filtered_stderr():
+        tf.cast(tf.zeros(1, tf.float16), tf.float32)
+
+
 def cached_features(
     folder: Path,
     title: str,
@@ -126,6 +134,7 @@ def cached_features(
     Raises:
         UserError: The disk is too small, or a value is too large for the dtype.
     """
+    cast_half_quietly()
     key = json.loads(json.dumps(dict(key) | {"dtype": dtype, "rows": rows, "shapes": dict(shapes)}))
     title = re.sub(r'[/\\<>:"|?*]', "_", title)  # a network may be called `organisation/name`
     name = f"{title}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -20,9 +20,10 @@ from types import ModuleType
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"  # TensorFlow's variable: 0 shows all, 1 no information, 2 no warnings, 3 no errors
 # The two forms in which a log line begins: with severity, date, time and thread, or with date, time and severity.
 LOG_LINE = re.compile(rb"(?:([IWEF])\d{4} \S+ +\d+ |\d{4}-\d\d-\d\d \S+ ([IWEF]) )\S+\.(?:cc|h):\d+\] ")
-# Lines of every start that have no severity, or a false one: without a GPU, there is nothing to be repaired.
+# Lines of every start that have no severity, or a false one: without a GPU, or AVX-512 FP16, there is nothing to be
+# repaired.
 START_LINE = re.compile(rb"WARNING: All log messages before absl::InitializeLog|To enable the following instructions: ")
-FALSE_ERROR = re.compile(rb"failed call to cuInit|Unable to register cu\w+ factory")
+FALSE_ERROR = re.compile(rb"failed call to cuInit|Unable to register cu\w+ factory|oneDNN supports DT_HALF only on")
 
 
 def quiet_tensorflow() -> None:

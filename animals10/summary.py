@@ -25,6 +25,8 @@ def print_results(settings: Settings) -> None:
         print(f"There is no {display_path(settings.results)}: no run is trained yet.")
         return
     results = results_table(settings)
+    if settings.profile == "sample":  # the tour caps all epochs
+        results = results.sort_values("acc_val", ascending=False, kind="stable", na_position="last")
     title = f"{len(results)} run{'s' * (len(results) != 1)} of {display_path(settings.results)}"
     about = f"{title}, best validation accuracy first. {_test_images(results)} {HOW_TO_READ}"
     about += f" {RANDOM}" * bool((results.weights == "random").any())

@@ -31,6 +31,7 @@ I0000 00:00:1795692420.2    9518 cpu_feature_guard.cc:227] This TensorFlow binar
 To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow with the … flags.
 2026-01-02 03:04:05.678901: E external/xla/stream_executor/cuda/cuda_fft.cc:477] Unable to register cuFFT factory
 E0000 00:00:1795692426.3    9518 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error: UNKNOWN ERROR (303)
+E0000 00:00:1795701179.4   13634 util.cc:131] oneDNN supports DT_HALF only on platforms with AVX-512. Falling back to …
 W0000 00:00:1795692426.3    9518 computation_placer.cc:177] computation placer already registered.
 """
 
