@@ -100,7 +100,7 @@ def test_the_level_of_the_user_wins(start, level, shown):
     lines = start(writing(f"{START}{ERROR}\n"), level).stderr.removesuffix("after\n")
     if level == "1":
         assert [line.partition(": ")[2][0] if line[0] == "2" else line[0] for line in lines.splitlines()] == list(
-            "EEWE"
+            "EEEWE"
         )
     else:
         assert lines.strip() == shown
