@@ -4,8 +4,8 @@ The imports follow the data: settings → images → splits → experiments → 
 """
 # isort: skip_file
 
-from animals10.files import UserError, display_path, read_table, write_table
-from animals10.settings import NOTEBOOKS, SAMPLE, Settings
+from animals10.files import UserError, read_table, write_table
+from animals10.settings import NOTEBOOKS, Settings
 from animals10.environment import configure_device
 
 # images: scan, resize, check, split
@@ -32,10 +32,10 @@ from animals10.runs import Run, Runs, find_model, stored_runs
 from animals10.evaluation import classification_reports, compare_runs, comparison_table, metrics, parameter_table
 from animals10.evaluation import predict_table
 from animals10.results import best_run, published_runs, published_table, results_table
-from animals10.cross_validation import CrossValidation, compare_cross_validated, cross_validate
+from animals10.cross_validation import compare_cross_validated, cross_validate
 from animals10.ensembles import ensemble
 from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
-from animals10.inference import Prediction, classify, find_images
+from animals10.inference import classify, find_images
 
 # figures
 from animals10.grad_cam import grad_cam
@@ -49,13 +49,10 @@ __all__ = [
     "CLASS_BALANCES",
     "CNN",
     "NOTEBOOKS",
-    "SAMPLE",
     "SECTIONS",
     "Architecture",
     "Augmentation",
-    "CrossValidation",
     "Experiment",
-    "Prediction",
     "Run",
     "Runs",
     "Settings",
@@ -74,7 +71,6 @@ __all__ = [
     "comparison_table",
     "configure_device",
     "cross_validate",
-    "display_path",
     "download",
     "ensemble",
     "experiment_table",

@@ -274,12 +274,6 @@ def test(*options: str, **of_sample: str) -> Task:
     return task
 
 
-def stress(runner: Runner) -> None:
-    """Runs the stress test: thousands of bad files, concurrent writers of results.csv, and kills."""
-    runner.install()
-    runner.script("stress.py", [], {}, CUDA_VISIBLE_DEVICES="-1")
-
-
 def lint(runner: Runner) -> None:
     """Checks the style of code and notebooks (ruff) and the types of the package (mypy)."""
     runner.install()
@@ -351,7 +345,7 @@ TASKS: dict[str, Task] = {
     "clean-cache": clean_cache,
     "test": test("-m", "not slow", **QUICK),
     "test-all": test(ALL="1"),
-    "stress": stress,
+    "stress": script("stress.py", profile=""),
     "lint": lint,
     "bench": script("bench.py", words("BENCH"), profile=""),
     "notebooks": script(RUN, "--store", "published"),

@@ -100,7 +100,7 @@ def feature_batches(
 
 
 @cache
-def cast_half_quietly() -> None:
+def cast_half_once() -> None:
     """Casts a float16 number, once: on most CPUs TensorFlow then logs an error that is none."""
     with filtered_stderr():
         tf.cast(tf.zeros(1, tf.float16), tf.float32)
@@ -134,7 +134,7 @@ def cached_features(
     Raises:
         UserError: The disk is too small, or a value is too large for the dtype.
     """
-    cast_half_quietly()
+    cast_half_once()
     key = json.loads(json.dumps(dict(key) | {"dtype": dtype, "rows": rows, "shapes": dict(shapes)}))
     title = re.sub(r'[/\\<>:"|?*]', "_", title)  # a network may be called `organisation/name`
     name = f"{title}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"

@@ -37,7 +37,7 @@ def _level(text: str) -> int:
 
 
 class _Finder:
-    """Finds TensorFlow as Python does, once, and has it loaded quietly."""
+    """Finds TensorFlow as Python does, once, and has it loaded with a filtered stderr."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "tensorflow":
@@ -47,13 +47,13 @@ class _Finder:
         if spec and spec.loader:
             load = spec.loader.exec_module
 
-            def load_quietly(module: ModuleType) -> None:
+            def load_filtered(module: ModuleType) -> None:
                 with filtered_stderr():
                     load(module)
                     if not _has_visible_gpu():  # then TensorFlow complains when it first looks for one: now
                         module.config.list_physical_devices("GPU")
 
-            setattr(spec.loader, "exec_module", load_quietly)  # noqa: B010 - mypy takes an assignment for a mistake
+            setattr(spec.loader, "exec_module", load_filtered)  # noqa: B010 - mypy takes an assignment for a mistake
         return spec
 
 

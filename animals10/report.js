@@ -200,9 +200,9 @@ function pairedTest(runs) {
     counts[2 * bit(one) + bit(other)]++;
   }
   const [neither, onlySecond, onlyFirst, both] = counts, p = exactTest(onlyFirst, onlySecond);
-  const verdict = p >= 0.05 ? "The two do not differ significantly" : `${onlyFirst > onlySecond ? "A" : "B"} is significantly more accurate`;
+  const conclusion = p >= 0.05 ? "The two do not differ significantly" : `${onlyFirst > onlySecond ? "A" : "B"} is significantly more accurate`;
   section.append(
-    h("p", {}, h("b", {}, verdict), `: p = ${p < 0.001 ? p.toExponential(1) : p.toFixed(3)}, McNemar's exact test on the same ${n.toLocaleString("en")} test images.`),
+    h("p", {}, h("b", {}, conclusion), `: p = ${p < 0.001 ? p.toExponential(1) : p.toFixed(3)}, McNemar's exact test on the same ${n.toLocaleString("en")} test images.`),
     h("table", {},
       h("thead", {}, h("tr", {}, ...cells("th", ["test images", "B correct", "B wrong"]))),
       h("tbody", {},

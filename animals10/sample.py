@@ -1,4 +1,4 @@
-"""The sample data set: a stand-in for Animals-10 that is small and can be learned, with the flaws of the download.
+"""The sample data set: a stand-in for Animals-10 that is small and can be learned, with the issues of the download.
 
 The repository ships the cut-outs of animals alone. `compose_sample` draws scenes around them, at first use. It is
 integer arithmetic from a fixed seed, and the images are stored without loss: every machine gets the same pixels.
@@ -42,7 +42,7 @@ SKIES = ((135, 190, 235), (200, 220, 235), (250, 205, 160), (90, 110, 160), (215
 GROUNDS = ((110, 150, 80), (190, 170, 110), (150, 120, 90), (95, 125, 95), (225, 230, 235), (70, 90, 60))
 WALLS = ((220, 200, 180), (170, 190, 200), (200, 170, 170), (235, 230, 210), (120, 130, 150), (160, 180, 150))
 
-# The flaws of the download. All files are PNGs; as there, some names say otherwise.
+# The issues of the download. All files are PNGs; as there, some names say otherwise.
 NAMED_JPEG = ("cane-03.jpg", "gatto-03.jpeg", "mucca-03.jpeg")
 TRANSPARENT, GREYSCALE, TURNED, TRUNCATED = "gatto-07", "elefante-04", "pecora-02", "ragno-09"
 PALETTE = ("cane-07", "mucca-07")
@@ -133,7 +133,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, Image.Image]]:
             stem = f"{category}-{index:02}"
             rng = random.Random(f"{SEED} {stem}")
             pixels, animal = _compose(rng, animals[index % len(animals)], _size(rng, stem))
-            yield folder / category / names.get(stem, f"{stem}.png"), _with_flaw(stem, pixels, animal)
+            yield folder / category / names.get(stem, f"{stem}.png"), _with_issue(stem, pixels, animal)
 
 
 def _size(rng: random.Random, stem: str) -> tuple[int, int]:
@@ -144,7 +144,7 @@ def _size(rng: random.Random, stem: str) -> tuple[int, int]:
     return (short, 225) if rng.random() < 0.75 else (225, short)
 
 
-def _with_flaw(stem: str, pixels: np.ndarray, animal: np.ndarray) -> Image.Image:
+def _with_issue(stem: str, pixels: np.ndarray, animal: np.ndarray) -> Image.Image:
     """Returns an image; some get a property that the preprocessing has to handle."""
     if stem == TRANSPARENT:
         opacity = np.maximum(animal[..., 3:], 1)
@@ -253,7 +253,7 @@ def _landscape(rng: random.Random, height: int, width: int) -> np.ndarray:
 
 
 def _room(rng: random.Random, height: int, width: int) -> np.ndarray:
-    """Returns a wall, striped or with pictures, over a floor, (height, width, 3)."""
+    """Returns a wall, striped or with frames, over a floor, (height, width, 3)."""
     scene = _lighter_below(rng.choice(WALLS), height, width)
     floor = height * rng.randrange(55, 85) // 100
     if rng.random() < 0.5:

@@ -6,6 +6,7 @@ the attached images are found, and the workspace lies beside the repository, in 
 
 import importlib
 import os
+import site
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def main() -> None:
     """Installs what is missing, and sets the variables of the environment."""
     install_missing()
-    sys.path.insert(0, str(REPOSITORY))
+    site.addsitedir(str(REPOSITORY))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
         use_kaggle_folders(REPOSITORY.parent)

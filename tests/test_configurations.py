@@ -14,7 +14,7 @@ from animals10.configurations import (
     notebook_configurations,
     paired_comparison,
 )
-from animals10.cross_validation import METRICS
+from animals10.cross_validation import METRICS, CrossValidation
 
 
 def test_the_ingredients_have_names_of_their_own_and_end_in_mobnet2_best():
@@ -75,7 +75,7 @@ def test_the_paired_comparison_names_the_reference():
     def result(experiment, accuracy):
         table = pd.DataFrame({"repetition": 1, "fold": range(1, 6), "n": 10, "n_train": 30})
         table[list(METRICS)] = accuracy
-        return aux.CrossValidation(experiment, 5, False, "same", table, table, aux.Runs([]))
+        return CrossValidation(experiment, 5, False, "same", table, table, aux.Runs([]))
 
     best = aux.find_experiment(REFERENCE)
     results = {best.label: result(best, 0.6), "other": result(dataclasses.replace(best, id="other"), 0.5)}

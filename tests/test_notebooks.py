@@ -20,6 +20,7 @@ from scipy.ndimage import zoom
 import auxiliary as aux
 from animals10 import notebooks
 from animals10.files import REPOSITORY
+from animals10.sample import SAMPLE
 
 
 def run_all(**settings):
@@ -314,7 +315,7 @@ def drawn(*, photograph: bool, heatmap: bool, is_grey: bool = False) -> bytes:
     left.barh(["cat", "dog"], [3, 1])
     left.set_title("a title of many words, and one more line\n" * 3, fontsize=7)
     right.axis("off")
-    pixels = aux.to_rgb(aux.open_image(aux.SAMPLE / "gatto" / "gatto-01.png")).resize((224, 224))
+    pixels = aux.to_rgb(aux.open_image(SAMPLE / "gatto" / "gatto-01.png")).resize((224, 224))
     noise = np.random.default_rng(2).normal(0, 4, (224, 224, 1))  # that a camera adds
     pixels = Image.fromarray(np.clip(np.asarray(pixels) + noise, 0, 255).astype("uint8"))
     if photograph or heatmap:

@@ -21,7 +21,7 @@ def test_every_machine_gets_the_same_pixels(sample):
     assert found.hexdigest()[:16] == PIXELS
 
 
-def test_the_sample_has_the_flaws_of_the_download(sample):
+def test_the_sample_has_the_issues_of_the_download(sample):
     paths = sorted(sample.glob("*/*"))
     assert {path.parent.name for path in paths} == set(ITALIAN) and len(paths) == 10 * IMAGES_PER_CLASS
     modes, turned, damaged, sizes = set(), [], [], []
