@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from animals10.files import UserError, read_table, write_table
+from animals10.hamming import pairs_within
 from animals10.images import map_on_all_cores, rejection_reason
 from animals10.preprocessing import read_overview
 from animals10.reference import REFERENCE_FILES, match_reference
@@ -111,11 +112,8 @@ def hash_links(checks: pd.DataFrame) -> list[Links]:
     links = [_link_equal(checks.sha256), _link_equal(keys)]
     hashed = checks[checks.phash != LOW_INFORMATION].drop_duplicates("phash")
     rows, hashes = hashed.index.to_numpy(), np.array([int(text, 16) for text in hashed.phash], dtype="uint64")
-    block = 256  # rows compared at once with all that follow: 50 MB for 26,179 images
-    for start in range(0, len(hashes), block):
-        distances = np.bitwise_count(hashes[start : start + block, None] ^ hashes[None, start:])
-        first, second = np.nonzero(distances <= MAX_HAMMING_DISTANCE)
-        links.append((rows[start:][first], rows[start:][second]))
+    first, second = pairs_within(hashes, MAX_HAMMING_DISTANCE)
+    links.append((rows[first], rows[second]))
     return links
 
 

@@ -5,6 +5,7 @@ from PIL import Image, ImageEnhance
 
 from animals10 import quality
 from animals10.files import UserError, read_table
+from animals10.hamming import pairs_within
 from animals10.preprocessing import resize_images, scan_images
 from animals10.quality import MAX_HAMMING_DISTANCE, check_images, issues, leakage, measure, near_duplicates
 from animals10.settings import Settings
@@ -22,6 +23,18 @@ def table(hashes, sha256=None, categories=None):
     checks = pd.DataFrame({"relpath": names, "phash": hashes, "sha256": sha256 or names})
     checks["category"] = categories or ["a"] * len(hashes)
     return checks.assign(group=quality.near_duplicate_groups(checks))
+
+
+@pytest.mark.parametrize("distance", [0, 1, 4])
+def test_hashes_within_a_distance_are_those_of_comparing_all_pairs(distance):
+    rng = np.random.default_rng(5)
+    distinct = rng.integers(0, 2**64, 400, dtype="uint64")
+    near = rng.choice(distinct, 800)
+    for _ in range(6):
+        near ^= np.uint64(1) << rng.integers(0, 64, 800, dtype="uint64")
+    hashes = rng.permutation(np.concatenate([distinct, near, distinct[:9]]))
+    expected = np.nonzero(np.triu(np.bitwise_count(hashes[:, None] ^ hashes[None]) <= distance, 1))
+    assert len(expected[0]) >= 9 and np.array_equal(pairs_within(hashes, distance), expected)
 
 
 def test_the_duplicates_of_the_sample_are_found_and_nothing_else(processed_sample):
