@@ -34,6 +34,7 @@ from animals10.evaluation import predict_table
 from animals10.results import best_run, published_runs, published_table, results_table
 from animals10.cross_validation import compare_cross_validated, cross_validate
 from animals10.ensembles import ensemble
+from animals10.search import search, transfer_space
 from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
 from animals10.inference import classify, find_images
 
@@ -107,6 +108,7 @@ __all__ = [
     "retrained_leakage",
     "save_model",
     "scan_images",
+    "search",
     "show",
     "show_run",
     "show_table",
@@ -115,5 +117,6 @@ __all__ = [
     "train",
     "train_all",
     "training_batches",
+    "transfer_space",
     "write_table",
 ]

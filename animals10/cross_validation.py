@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -111,32 +112,77 @@ def cross_validate(
         UserError: There are too few folds, or images of a class; the experiment starts from a stored run; or it cannot
             be trained.
     """
-    settings = settings.model_copy(update={"only": ()})
-    splits = load_splits(settings)
-    _check(settings, experiment, folds, repeats)
-    images = _images(splits)
-    shared = SharedImages(settings, images)
-    data = hashlib.sha256(repr((splits.sha256, folds, settings.seed)).encode()).hexdigest()[:8]
+    folded = FoldedImages(settings, folds, repeats)
     rows, predictions, runs = [], [], []
-    for repetition in range(1, repeats + 1):
-        folder = settings.root / FOLDER / f"{folds}-folds-{data}" / f"repetition-{repetition}"
-        fold_of_image = stored_folds(settings, images, folds, repetition, folder)
-        for fold in range(1, folds + 1):
-            place = {"repetition": repetition, "fold": fold}
-            workspace = Workspace(_fold_settings(settings, images, fold_of_image, folder, fold), shared, splits.sha256)
-            title = f"[fold {fold}/{folds}{f' of repetition {repetition}' if repeats > 1 else ''}] "
-            [run] = train_in(workspace, [experiment], title)
-            if run.path is None:
-                raise UserError(f"{experiment.label} cannot be cross-validated: {run.why}")
-            val, held_out = _fold_predictions(workspace, experiment, run, mirrored)
-            parts = workspace.splits
-            sizes = {"n_train": len(parts.train), "n_val": len(parts.val), "n": len(parts.test)}
-            rows.append(place | sizes | _fold_metrics(val, held_out) | {"epochs_cap": run.row["epochs_cap"]})
-            predictions.append(held_out.assign(**place))
-            runs.append(run)
+    for row, held_out, run in folded.train(experiment, mirrored):
+        rows.append(row)
+        predictions.append(held_out.assign(repetition=row["repetition"], fold=row["fold"]))
+        runs.append(run)
     table = pd.concat(predictions, ignore_index=True)
     table = table[["repetition", "fold", *table.columns.drop(["repetition", "fold"])]]
-    return CrossValidation(experiment, folds, mirrored, data, pd.DataFrame(rows), table, Runs(runs))
+    return CrossValidation(experiment, folds, mirrored, folded.data, pd.DataFrame(rows), table, Runs(runs))
+
+
+class FoldedImages:
+    """The training and validation images of a workspace in folds, each a workspace of its own.
+
+    Attributes:
+        settings: The settings of the common workspace.
+        splits: Its data.
+        folds: Number of folds.
+        repeats: How often folds are drawn.
+        data: Names the images and their folds.
+    """
+
+    def __init__(self, settings: Settings, folds: int, repeats: int = 1):
+        """Reads the images.
+
+        Raises:
+            UserError: There are too few folds, or no splits.
+        """
+        if folds < MIN_FOLDS:
+            raise UserError(f"{folds} folds: there must be {MIN_FOLDS} or more, to test, to validate and to train.")
+        if repeats < 1:
+            raise UserError(f"{repeats} repetitions of the folds: there must be 1 or more.")
+        self.settings, self.folds, self.repeats = settings.model_copy(update={"only": ()}), folds, repeats
+        self.splits = load_splits(self.settings)
+        self.images = _images(self.splits)
+        self.shared = SharedImages(self.settings, self.images)
+        self.data = hashlib.sha256(repr((self.splits.sha256, folds, settings.seed)).encode()).hexdigest()[:8]
+        self._workspace = cache(self._make_workspace)
+
+    def train(
+        self, experiment: Experiment, mirrored: bool = False, title: str = ""
+    ) -> Iterator[tuple[dict[str, Any], pd.DataFrame, Run]]:
+        """Trains an experiment on one fold after the other, unless that is done.
+
+        Args:
+            experiment: The experiment.
+            mirrored: Whether to predict the mean over an image and its mirror image.
+            title: Begins the lines of progress.
+
+        Yields:
+            The row of `CrossValidation.table`, the predictions for the held-out images, and the run.
+        """
+        _check_start(experiment)
+        for repetition in range(1, self.repeats + 1):
+            for fold in range(1, self.folds + 1):
+                workspace = self._workspace(repetition, fold)
+                place = f"fold {fold}/{self.folds}{f' of repetition {repetition}' if self.repeats > 1 else ''}"
+                [run] = train_in(workspace, [experiment], f"{title}[{place}] ")
+                if run.path is None:
+                    raise UserError(f"{experiment.label} cannot be cross-validated: {run.why}")
+                val, held_out = _fold_predictions(workspace, experiment, run, mirrored)
+                parts = workspace.splits
+                row = {"repetition": repetition, "fold": fold, "n_train": len(parts.train)}
+                row |= {"n_val": len(parts.val), "n": len(parts.test)} | _fold_metrics(val, held_out)
+                yield row | {"epochs_cap": run.row["epochs_cap"]}, held_out, run
+
+    def _make_workspace(self, repetition: int, fold: int) -> Workspace:
+        folder = self.settings.root / FOLDER / f"{self.folds}-folds-{self.data}" / f"repetition-{repetition}"
+        fold_of_image = stored_folds(self.settings, self.images, self.folds, repetition, folder)
+        settings = _fold_settings(self.settings, self.images, fold_of_image, folder, fold)
+        return Workspace(settings, self.shared, self.splits.sha256)
 
 
 def compare_cross_validated(
@@ -188,11 +234,7 @@ def corrected_interval(values: pd.Series, test_ratio: float) -> tuple[float, flo
 # ── Folds ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _check(settings: Settings, experiment: Experiment, folds: int, repeats: int) -> None:
-    if folds < MIN_FOLDS:
-        raise UserError(f"{folds} folds: there must be {MIN_FOLDS} or more, to test, to validate and to train.")
-    if repeats < 1:
-        raise UserError(f"{repeats} repetitions of the folds: there must be 1 or more.")
+def _check_start(experiment: Experiment) -> None:
     oldest = experiment
     while isinstance(oldest.parent, Experiment):
         oldest = oldest.parent
@@ -258,17 +300,21 @@ def _fold_settings(settings: Settings, images: pd.DataFrame, folds: np.ndarray, 
     data = folder / f"fold-{fold}" / "data"
     held_out, val = folds == fold, folds == fold % folds.max() + 1
     if not (data / "train.csv").exists():  # it is written last
-        with user_facing_os_errors(data):
-            data.mkdir(parents=True, exist_ok=True)
-            if not os.path.lexists(data / "processed"):
-                # Relative, so that the workspace may be moved.
-                target = os.path.relpath(settings.data / "processed", data)
-                link_folder(Path(target), data / "processed")
+        link_processed_images(settings, data)
         overview = read_overview(settings).set_index("relpath", drop=False)
         write_table(overview.loc[images.relpath], data / "processed-overview.csv")
         for name, is_part in {"test": held_out, "val": val, "train": ~held_out & ~val}.items():
             write_table(images[is_part], data / f"{name}.csv")
     return settings.model_copy(update={"root": data.parent})
+
+
+def link_processed_images(settings: Settings, data: Path) -> None:
+    """Links the processed images of a workspace into the `data` folder of another one, which is made."""
+    with user_facing_os_errors(data):
+        data.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(data / "processed"):
+            target = os.path.relpath(settings.data / "processed", data)  # relative: the workspace may be moved
+            link_folder(Path(target), data / "processed")
 
 
 # ── Predictions ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -300,11 +346,11 @@ def _predict_mirror_images(workspace: Workspace, experiment: Experiment, run: Ru
 
 def _fold_metrics(val: pd.DataFrame, held_out: pd.DataFrame) -> dict[str, Any]:
     found = {name: value for name, value in metrics(held_out).items() if name in METRICS}
-    found |= {"loss": _cross_entropy(held_out), "val_accuracy": metrics(val)["accuracy"]}
-    return found | {"val_loss": _cross_entropy(val)}
+    found |= {"loss": cross_entropy(held_out), "val_accuracy": metrics(val)["accuracy"]}
+    return found | {"val_loss": cross_entropy(val)}
 
 
-def _cross_entropy(predictions: pd.DataFrame) -> float:
+def cross_entropy(predictions: pd.DataFrame) -> float:
     names = pd.Index([name for name in predictions if name.startswith("p_")])
     rows, labels = np.arange(len(predictions)), names.get_indexer("p_" + predictions.category)
     return float(-np.log(predictions[names].to_numpy()[rows, labels] + 1e-7).mean())

@@ -62,6 +62,7 @@ class Job:
         prefix: Begins the line of progress, such as `[3/49] `.
         shared: The images whose features other workspaces share, if it is a run of such a workspace, a fold say. Then
             the predictions for the validation images are stored as well, in `validation.csv`.
+        callback: Takes part in the training, if there is one.
     """
 
     settings: Settings
@@ -73,6 +74,7 @@ class Job:
     start: Run | Path | None
     prefix: str = ""
     shared: SharedImages | None = None
+    callback: keras.callbacks.Callback | None = None
 
     @property
     def unfinished_folder(self) -> Path:
@@ -182,6 +184,7 @@ def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any]
     stopping = ResumableEarlyStopping(job.checkpoint, training.patience, first)
     memory, start = PeakMemory(), min(stopping.next_epoch, epochs)
     callbacks = [stopping, memory, ProgressLine(job.prefix + job.experiment.id, range(start, epochs), data.steps)]
+    callbacks += [job.callback] if job.callback else []
     if job.settings.tensorboard:
         logs = job.settings.root / "logs" / f"{job.experiment.id}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{job.digest}"
         callbacks.append(keras.callbacks.TensorBoard(logs, write_graph=False))

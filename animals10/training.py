@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import filelock
+import keras
 
 from animals10.csv_append import append_row, check_table
 from animals10.execution import Job, execute
@@ -55,13 +56,19 @@ def train_all(settings: Settings, experiments: Iterable[Experiment]) -> Runs:
     return train_in(Workspace(settings), experiments)
 
 
-def train_in(workspace: Workspace, experiments: Iterable[Experiment], title: str = "") -> Runs:
+def train_in(
+    workspace: Workspace,
+    experiments: Iterable[Experiment],
+    title: str = "",
+    callback: keras.callbacks.Callback | None = None,
+) -> Runs:
     """Trains several experiments in a workspace, as `train_all` does.
 
     Args:
         workspace: The workspace.
         experiments: The experiments.
         title: Begins the lines of progress.
+        callback: Takes part in the training of these experiments, not in that of their parents.
     """
     experiments, settings = list(experiments), workspace.settings
     tasks = plan(workspace, experiments)
@@ -74,7 +81,7 @@ def train_in(workspace: Workspace, experiments: Iterable[Experiment], title: str
         counter = f"[{waiting.index(task) + 1}/{len(waiting)}] " if task in waiting and len(waiting) > 1 else ""
         prefix = title + counter
         try:
-            runs[task.digest] = run_task(workspace, task, runs, prefix)
+            runs[task.digest] = run_task(workspace, task, runs, prefix, callback if task.requested else None)
         except Exception as error:
             if len(experiments) == 1:
                 raise
@@ -154,7 +161,13 @@ def _check_names(experiments: Sequence[Experiment]) -> None:
             )
 
 
-def run_task(workspace: Workspace, task: Task, runs: Mapping[str, Run], prefix: str = "") -> Run:
+def run_task(
+    workspace: Workspace,
+    task: Task,
+    runs: Mapping[str, Run],
+    prefix: str = "",
+    callback: keras.callbacks.Callback | None = None,
+) -> Run:
     """Returns the stored run of a task, training it first if it has to be.
 
     Args:
@@ -162,6 +175,7 @@ def run_task(workspace: Workspace, task: Task, runs: Mapping[str, Run], prefix: 
         task: The task.
         runs: The runs of earlier tasks, by digest.
         prefix: Begins the line of progress.
+        callback: Takes part in the training.
 
     Raises:
         UserError: The parent is not trained, or training failed for a reason that the user can act on.
@@ -186,7 +200,7 @@ def run_task(workspace: Workspace, task: Task, runs: Mapping[str, Run], prefix: 
             return _stored_run(workspace, task)
         context = workspace.context(experiment)
         given = settings, workspace.splits, experiment, context, task.digest, weights, start, prefix
-        run = execute(Job(*given, workspace.shared))
+        run = execute(Job(*given, workspace.shared, callback))
         append_row(settings.results, run.row, RESULT_COLUMNS)
         return run
 

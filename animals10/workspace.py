@@ -18,7 +18,7 @@ from animals10.files import UserError, file_sha256, user_facing_os_errors
 from animals10.images import preprocessing_contract
 from animals10.runs import Run
 from animals10.settings import Settings
-from animals10.splits import load_splits
+from animals10.splits import Splits, load_splits
 
 
 class Workspace:
@@ -32,9 +32,11 @@ class Workspace:
             for others.
     """
 
-    def __init__(self, settings: Settings, shared: SharedImages | None = None, fold_of: str = ""):
-        """Reads the splits and sets the compute precision of this machine."""
-        self.settings, self.splits = settings, load_splits(settings)
+    def __init__(
+        self, settings: Settings, shared: SharedImages | None = None, fold_of: str = "", splits: Splits | None = None
+    ):
+        """Reads the splits, unless they are given, and sets the compute precision of this machine."""
+        self.settings, self.splits = settings, splits or load_splits(settings)
         self.shared, self.fold_of = shared, fold_of
         configure_device(settings.deterministic)
         with user_facing_os_errors(settings.models):
