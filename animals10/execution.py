@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ from animals10.files import (
     write_json,
     write_table,
 )
+from animals10.frozen_backbones import build_on_frozen_backbone
 from animals10.input_pipeline import damaged_images_named
 from animals10.model_checks import check_loads_in_fresh_process, check_model
-from animals10.models import Architecture, count_parameters, load_model, network_config, save_model
+from animals10.models import Architecture, Transfer, count_parameters, load_model, network_config, save_model
 from animals10.results import ResultRow
 from animals10.runs import RUN_FILES, Run
 from animals10.settings import Settings
@@ -164,8 +165,11 @@ def build_model(job: Job) -> keras.Model:
             path, advice = Path(job.weights), "restore it, or choose another folder (ANIMALS10_WEIGHTS)"
             with reading(path, "is not a file of weights", advice), h5py.File(path):
                 pass
+        build = (
+            partial(build_on_frozen_backbone, architecture) if type(architecture) is Transfer else architecture.build
+        )
         try:
-            model = architecture.build(n_classes, context["image_size"], **options)
+            model = build(n_classes, context["image_size"], **options)
         except Exception as error:
             raise explained(error, getattr(architecture, "backbone", type(architecture).__name__)) from None
         if job.experiment.is_custom:

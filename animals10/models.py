@@ -152,12 +152,19 @@ class Transfer:
         Raises:
             UserError: The images are too small, or more layers are to be unfrozen than there are.
         """
-        inputs = keras.Input((image_size, image_size, 3), name="pixels")
+        return self.build_head(*self.build_backbone(image_size, weights), n_classes)
+
+    def build_backbone(self, image_size: int, weights: str | None) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        """Returns the pixels that the backbone takes, (n, size, size, 3), and its pooled features, (n, channels)."""
+        pixels = keras.Input((image_size, image_size, 3), name="pixels")
         # Built on the input itself: in one flat graph each layer can be found, split at and frozen.
-        x = find_backbone(self.backbone).build(inputs, weights)
-        x = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
-        x = keras.layers.Dropout(self.feature_dropout)(x) if self.feature_dropout else x
-        model = keras.Model(inputs, _classifier(x, self, n_classes), name=self.backbone)
+        feature_map = find_backbone(self.backbone).build(pixels, weights)
+        return pixels, keras.layers.GlobalAveragePooling2D(name="pooled")(feature_map)
+
+    def build_head(self, pixels: keras.KerasTensor, pooled: keras.KerasTensor, n_classes: int) -> keras.Model:
+        """Returns the network that ends with a new head; the tensors are those of `build_backbone`."""
+        x = keras.layers.Dropout(self.feature_dropout)(pooled) if self.feature_dropout else pooled
+        model = keras.Model(pixels, _classifier(x, self, n_classes), name=self.backbone)
         self.set_trainable(model)
         return model
 
