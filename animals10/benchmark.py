@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from animals10.benchmark_pipeline import measure_cnns, measure_memory, measure_resizing, median_seconds
+from animals10.benchmark_pipeline import measure_cnns, measure_hashes, measure_memory, measure_resizing, median_seconds
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.environment import configure_device
 from animals10.experiments import Experiment, Training
@@ -32,6 +32,7 @@ from animals10.features import inference_function
 from animals10.files import read_table
 from animals10.models import Transfer, feature_layers_of
 from animals10.preprocessing import resize_images, scan_images
+from animals10.search import FIRST_EPOCHS, search, transfer_space
 from animals10.settings import Settings
 from animals10.splits import load_splits, resample
 from animals10.training import train
@@ -48,7 +49,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = ("resize", "cnns", "memory", "training")
+PARTS = ("resize", "hashes", "cnns", "memory", "search", "training")
 
 
 def run_benchmark(
@@ -80,10 +81,14 @@ def run_benchmark(
         print(f"{configure_device()}; {platform.platform()}; {versions}")
         if "resize" not in skip:
             measure_resizing(settings, overview)
+        if "hashes" not in skip:
+            measure_hashes()
         if "cnns" not in skip:
             measure_cnns(settings, splits.train)
         if "memory" not in skip:
             measure_memory(settings)
+        if "search" not in skip:
+            measure_search(settings)
         if "training" not in skip:
             measure_training(settings, repeat, sizes, backbones)
 
@@ -222,6 +227,23 @@ def measure_training(settings: Settings, repeat: int, sizes: Sizes, backbones: S
         one, all_views = cache_seconds[backbone]
         print(f"  computing the cache: 1 view {one:.1f} s, {views} views {all_views:.1f} s", flush=True)
     _print_comparison(Extrapolation(timings, cache_seconds, sizes, views))
+
+
+def measure_search(settings: Settings, trials: int = 12) -> None:
+    """Prints what a trial of a search takes once features are cached, and without a feature cache."""
+    space = transfer_space("MobileNetV2")
+    search(settings, space, 1, "benchmark")  # computes the cache
+    start = time.perf_counter()
+    table = search(settings, space, trials + 1, "benchmark").table.query("trial > 0")
+    seconds = (time.perf_counter() - start) / trials
+    cost = Trainer(settings, 1).cost(Transfer("MobileNetV2", (128,)), 3, feature_cache="off")
+    epochs = table.epochs.fillna(FIRST_EPOCHS + 1).mean()  # the fewest of a pruned trial
+    print(
+        f"\nsearch: {trials} trials of {epochs:.0f} epochs on average, {(table.state == 'pruned').sum()} pruned; ",
+        end="",
+    )
+    plain = cost.of(round(epochs))
+    print(f"{seconds:.1f} s per trial; without feature cache {plain:.1f} s, {plain / seconds:.1f} times as long")
 
 
 def published_epochs() -> dict[str, list[int]]:

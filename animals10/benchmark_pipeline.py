@@ -20,8 +20,10 @@ from PIL import Image
 from animals10.augmentation import Augmentation
 from animals10.catalogue import find_experiment
 from animals10.files import read_table, write_table
+from animals10.hamming import pairs_within
 from animals10.input_pipeline import training_batches
 from animals10.preprocessing import resize_images
+from animals10.quality import MAX_HAMMING_DISTANCE
 from animals10.settings import Settings
 
 CNNS = ("base_meansamp_augment+", "conv3_dense1", "conv4inv8to128_pool_dense196", "conv5invto128_dense1")
@@ -37,6 +39,22 @@ def median_seconds(function: Callable[[], object], repeat: int = 5) -> float:
         function()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def measure_hashes(n: int = 1_000_000, n_all_pairs: int = 20_000) -> None:
+    """Prints how long it takes to find near-duplicates among random and perturbed hashes."""
+    rng = np.random.default_rng(5)
+    hashes = rng.integers(0, 2**64, n, dtype="uint64")
+    hashes[: n // 10] = hashes[-(n // 10) :] ^ (np.uint64(1) << rng.integers(0, 64, n // 10, dtype="uint64"))
+    start = time.perf_counter()
+    found = len(pairs_within(hashes, MAX_HAMMING_DISTANCE)[0])
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    for block in np.array_split(hashes[:n_all_pairs], n_all_pairs // 256):
+        np.nonzero(np.bitwise_count(block[:, None] ^ hashes[None, :n_all_pairs]) <= MAX_HAMMING_DISTANCE)
+    all_pairs = (time.perf_counter() - start) / 2 * (n / n_all_pairs) ** 2
+    print(f"\nnear-duplicates: {found:,} pairs of {n:,} hashes in {seconds:.1f} s; ", end="")
+    print(f"comparing all pairs would take {all_pairs / 60:.0f} minutes, {all_pairs / seconds:.0f} times as long")
 
 
 def measure_resizing(settings: Settings, overview: pd.DataFrame) -> None:
