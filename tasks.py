@@ -32,7 +32,7 @@ NEWEST = (3, 13)  # version of Python for which TensorFlow and all others have p
 
 # Each setting reaches notebooks and scripts as ANIMALS10_<name>. Variables are for single tasks.
 SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS
-    DETERMINISTIC TENSORBOARD PUBLISH ALL""".split()
+    DETERMINISTIC TENSORBOARD PUBLISH ALL PRECISION""".split()
 VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED FORMAT PORT RUNS RECIPES BENCH EXPERIMENTS REPETITIONS WRITE
     WITH_IMAGES WORKERS""".split()
 OF_INSTALL = ["VENV", "CONSTRAINTS"]  # on the command line alone: others use such names in the environment

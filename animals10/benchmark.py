@@ -25,6 +25,7 @@ import tensorflow as tf
 from PIL import Image
 
 from animals10.benchmark_pipeline import measure_cnns, measure_hashes, measure_memory, measure_resizing, median_seconds
+from animals10.benchmark_precision import measure_precision
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.environment import configure_device
 from animals10.experiments import Experiment, Training
@@ -49,7 +50,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = ("resize", "hashes", "cnns", "memory", "search", "training")
+PARTS = ("resize", "hashes", "cnns", "precision", "memory", "search", "training")
 
 
 def run_benchmark(
@@ -85,6 +86,8 @@ def run_benchmark(
             measure_hashes()
         if "cnns" not in skip:
             measure_cnns(settings, splits.train)
+        if "precision" not in skip:
+            measure_precision(backbones)
         if "memory" not in skip:
             measure_memory(settings)
         if "search" not in skip:

@@ -14,6 +14,8 @@ import psutil
 from animals10.files import UserError, atomic_write, reading
 from animals10.progress import Progress
 
+TRAINING_PER_CHECKPOINT = 9  # seconds of training for each second of writing a checkpoint, at least
+
 
 class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
     """Early stopping on the validation loss that keeps the best weights and resumes after a kill.
@@ -88,7 +90,7 @@ class ResumableEarlyStopping(keras.callbacks.EarlyStopping):
         self.history.append({"epoch": epoch + 1} | {name: float(value) for name, value in (logs or {}).items()})
         now = time.perf_counter()
         self.seconds, self.started = self.seconds + now - self.started, now
-        if now - self.saved[0] < 9 * self.saved[1]:
+        if now - self.saved[0] < TRAINING_PER_CHECKPOINT * self.saved[1]:
             return
         state = {name: getattr(self, name) for name in ("wait", "best", "best_epoch", "seconds", "history")}
         state |= {"best": float(self.best), "n_best": len(self.best_weights or ())}

@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from animals10.data_preparation import SharedImages, evaluation_data
 from animals10.evaluation import mean_predictions, metrics, predict_table
-from animals10.execution import VALIDATION
+from animals10.execution import VALIDATION, evaluation_context
 from animals10.experiments import Experiment
 from animals10.files import UserError, display_path, link_folder, read_table, user_facing_os_errors, write_table
 from animals10.input_pipeline import damaged_images_named
@@ -335,11 +335,12 @@ def _fold_predictions(workspace: Workspace, experiment: Experiment, run: Run, mi
 
 def _predict_mirror_images(workspace: Workspace, experiment: Experiment, run: Run) -> Iterator[pd.DataFrame]:
     model, class_names = load_model(run.file("model.keras"))
-    splits, context = workspace.splits, workspace.context(experiment)
+    # A model that was trained in bfloat16 is stored in float32.
+    splits, context = workspace.splits, evaluation_context(workspace.context(experiment))
     with damaged_images_named(workspace.settings, splits.val, splits.test):
         for part in (splits.val, splits.test):
             given = workspace.settings, experiment, model, context, part
-            end, dataset = evaluation_data(*given, mirrored=True, shared=workspace.shared)
+            end, dataset = evaluation_data(*given, "mirrored", mirrored=True, shared=workspace.shared)
             yield predict_table(end, dataset, part, class_names)
     keras.backend.clear_session()
 

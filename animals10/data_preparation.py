@@ -28,6 +28,7 @@ from animals10.input_pipeline import (
     view_batches,
 )
 from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts, network_config
+from animals10.precision import BFLOAT16
 from animals10.settings import Settings
 from animals10.splits import Splits
 from animals10.stochastic_depth import with_stochastic_depth
@@ -58,7 +59,7 @@ class PreparedData:
         training: Gives the training batches from an epoch (from 0) on. Labels of training and validation are int32
             (n,), or float32 (n, classes) where the training configuration mixes images.
         validation: The validation batches.
-        test: The test batches.
+        test: The test batches; None where features are in bfloat16, in which no test image is evaluated.
         steps: Training steps per epoch.
         frozen_dropouts: Dropout layers that stay inactive in training, because nothing before them is trained.
         is_step_cheap: Whether a step takes less time than Python needs between two steps.
@@ -67,7 +68,7 @@ class PreparedData:
     model: keras.Model
     training: Callable[[int], tf.data.Dataset]
     validation: tf.data.Dataset
-    test: tf.data.Dataset
+    test: tf.data.Dataset | None
     steps: int
     frozen_dropouts: tuple[keras.layers.Dropout, ...] = ()
     is_step_cheap: bool = False
@@ -112,7 +113,9 @@ def prepare_data(
     if layers:
         features = FeatureCache(settings, experiment, model, layers, context, shared)
         data = features.training_batches(table, training, context, table if cached is None else cached)
-        parts = features.evaluation_batches(splits.val, "val"), features.evaluation_batches(splits.test, "test")
+        # In bfloat16, test images pass the float32 model alone.
+        test = features.evaluation_batches(splits.test, "test") if context["precision"] != BFLOAT16 else None
+        parts = features.evaluation_batches(splits.val, "val"), test
         prepared = PreparedData(part, data, *parts, steps, frozen, is_step_cheap=layers.start == "pooled")
     else:
         options = {"batch_size": training.batch_size, "augmentation": training.augmentation, "seed": context["seed"]}
@@ -138,6 +141,7 @@ def evaluation_data(
     model: keras.Model,
     context: Mapping[str, Any],
     part: pd.DataFrame,
+    name: str,
     mirrored: bool = False,
     shared: SharedImages | None = None,
 ) -> tuple[keras.Model, tf.data.Dataset]:
@@ -149,13 +153,14 @@ def evaluation_data(
         model: Its trained model.
         context: The resolved settings.
         part: The table.
+        name: Its name, for people.
         mirrored: Whether the batches are of the mirror images.
         shared: The images whose features other workspaces share.
     """
     layers = feature_layers_of(experiment.model, model) if context["feature_cache"] != "off" else None
     if layers:
         features = FeatureCache(settings, experiment, model, layers, context, shared)
-        dataset = features.evaluation_batches(part, "mirrored", mirrored)
+        dataset = features.evaluation_batches(part, name, mirrored)
         return keras.Model(layers.outputs[layers.start], model.output), dataset
     dataset = batches(settings, part)
     return model, dataset.map(lambda pixels, labels: (mirror_image(pixels), labels)) if mirrored else dataset
@@ -183,7 +188,7 @@ class FeatureCache:
         self.key = {"network": self.title, "image_size": context["image_size"], "device": device_name()}
         self.key |= {"preprocessing": preprocessing_contract(), "weights_sha256": weights_sha256(frozen.layers)}
         self.key |= {"config_sha256": hashlib.sha256(config.encode()).hexdigest(), "outputs": list(layers.outputs)}
-        self.key |= {"precision": keras.config.dtype_policy().name}
+        self.key |= {"precision": context["precision"]}
         self.key |= {"tensorflow": tf.__version__, "keras": keras.__version__}
 
     def features(

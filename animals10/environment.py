@@ -19,18 +19,20 @@ from animals10.files import REPOSITORY
 from animals10.progress import tell
 
 
-def configure_device(deterministic: bool = False) -> str:
-    """Sets the compute precision for this machine: mixed float16 on a GPU, float32 on a CPU.
+def configure_device(deterministic: bool = False, precision: str = "default") -> str:
+    """Sets the precision in which models are built: mixed float16 on a GPU, unless another is set, else float32.
 
     Args:
         deterministic: Whether a GPU must repeat results bit by bit, which is slower.
+        precision: The setting, see `precision.resolve_precision`.
 
     Returns:
         The name of the device, see `device_name`.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    keras.config.set_dtype_policy("mixed_float16" if tf.config.list_physical_devices("GPU") else "float32")
+    is_mixed = bool(tf.config.list_physical_devices("GPU")) and precision in ("default", "auto")
+    keras.config.set_dtype_policy("mixed_float16" if is_mixed else "float32")
     return device_name()
 
 

@@ -21,7 +21,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from animals10.backbones import explained
 from animals10.callbacks import PeakMemory, ProgressLine, ResumableEarlyStopping, dropout_in_inference_mode
-from animals10.data_preparation import PreparedData, SharedImages, prepare_data
+from animals10.data_preparation import PreparedData, SharedImages, evaluation_data, prepare_data
 from animals10.environment import configure_device, device_name, git_commit, software_versions
 from animals10.evaluation import metrics, predict_table
 from animals10.experiments import Experiment, Training, built_config, without_freezing
@@ -40,6 +40,7 @@ from animals10.frozen_backbones import build_on_frozen_backbone
 from animals10.input_pipeline import damaged_images_named
 from animals10.model_checks import check_loads_in_fresh_process, check_model
 from animals10.models import Architecture, Transfer, count_parameters, load_model, network_config, save_model
+from animals10.precision import BFLOAT16, in_precision
 from animals10.results import ResultRow
 from animals10.runs import RUN_FILES, Run
 from animals10.settings import Settings
@@ -109,24 +110,42 @@ def execute(job: Job) -> Run:
     if job.experiment.is_custom:
         check_custom(job.experiment.model, len(splits.class_names), settings.image_size)
     model = build_model(job)
+    trained = in_precision(model, BFLOAT16) if job.context["precision"] == BFLOAT16 else model
     clock["build"] = time.perf_counter()
     table = resample(splits.train, training.class_balance, settings.seed)
     if training.class_balance != "none":
         write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
     with damaged_images_named(settings, splits.train, splits.val, splits.test):
-        data = prepare_data(settings, splits, job.experiment, model, table, job.context, shared=job.shared)
+        data = prepare_data(settings, splits, job.experiment, trained, table, job.context, shared=job.shared)
         clock["features"] = time.perf_counter()
         outcome, history = fit(job, data, table.label)
         clock["fit"] = time.perf_counter()
-        predictions = predict_table(data.model, data.test, splits.test, splits.class_names)
+        predictions = _predict(job, model, trained, data, "test")
         if job.shared:
-            validation = predict_table(data.model, data.validation, splits.val, splits.class_names)
+            validation = _predict(job, model, trained, data, "val")
             job.unfinished_folder.mkdir(parents=True, exist_ok=True)
             write_table(validation, job.unfinished_folder / VALIDATION)
     clock["predict"] = time.perf_counter()
-    counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device_name()}
+    device = device_name() + ", bfloat16" * (trained is not model)
+    counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device}
     counts |= {"params": model.count_params(), "trainable_params": count_parameters(model.trainable_weights)}
     return save(job, model, history, predictions, outcome | counts | metrics(predictions), clock)
+
+
+def _predict(job: Job, model: keras.Model, trained: keras.Model, data: PreparedData, name: str) -> pd.DataFrame:
+    """Predicts a part of the split in the precision of the stored model."""
+    part = getattr(job.splits, name)
+    end, dataset = data.model, data.test if name == "test" else data.validation
+    if trained is not model:
+        model.set_weights(trained.get_weights())
+        context = evaluation_context(job.context)
+        end, dataset = evaluation_data(job.settings, job.experiment, model, context, part, name, shared=job.shared)
+    return predict_table(end, dataset, part, job.splits.class_names)
+
+
+def evaluation_context(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the resolved settings in which the stored model is evaluated: that of a bfloat16 training is float32."""
+    return dict(context) | ({"precision": "float32"} if context["precision"] == BFLOAT16 else {})
 
 
 @lru_cache(maxsize=256)
@@ -148,7 +167,7 @@ def build_model(job: Job) -> keras.Model:
         plain = without_freezing(architecture)
         expected = built_config(plain, n_classes, context["image_size"], trainable=set_trainable is None)
     keras.backend.clear_session()  # which resets the compute precision as well
-    configure_device(job.settings.deterministic)
+    configure_device(job.settings.deterministic, job.settings.precision)
     keras.utils.set_random_seed(context["seed"])
     if job.start:
         path = job.start.file("model.keras") if isinstance(job.start, Run) else job.start

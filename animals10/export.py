@@ -45,6 +45,7 @@ from animals10.files import (
 from animals10.images import read_square
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
+from animals10.precision import in_precision
 from animals10.runs import Run, find_model
 from animals10.sample import compose_sample
 from animals10.settings import Settings
@@ -125,13 +126,7 @@ def as_float32(model: keras.Model) -> keras.Model:
     if all(layer.compute_dtype == "float32" for layer in model.layers):
         return model
     print("The model was trained in mixed float16: it is exported, checked and timed in float32.")
-
-    def clone(layer: keras.Layer) -> keras.Layer:
-        return type(layer).from_config(layer.get_config() | {"dtype": "float32"})
-
-    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    copy.set_weights(model.get_weights())
-    return copy
+    return in_precision(model, "float32")
 
 
 def make_reference(source: Source, most: int = MAX_TEST_IMAGES) -> Reference:

@@ -54,6 +54,8 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         seed: The seed of the split, resampling, initial weights, shuffling, dropout and augmentation.
         feature_cache: Precision of the cached features of frozen layers; `off` recomputes them in every epoch.
         views: Augmented views of each training image in the feature cache; epochs take turns with them.
+        precision: Compute precision of training, see `precision.resolve_precision`; the default is float32 on a CPU and
+            mixed float16 on a GPU.
         deterministic: Whether a GPU must repeat results bit by bit, which is slower. A CPU always does.
         tensorboard: Whether each training writes a folder of `logs/` for TensorBoard.
         publish: Whether notebooks are executed for publication: nothing is trained, and figures show no photographs.
@@ -74,6 +76,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     seed: int = pydantic.Field(5, ge=0, lt=2**31)
     feature_cache: Literal["float16", "float32", "off"] = "float16"
     views: int = pydantic.Field(4, ge=1, le=100)
+    precision: Literal["default", "float32", "bfloat16", "auto"] = "default"
     deterministic: bool = False
     tensorboard: bool = False
     publish: bool = False

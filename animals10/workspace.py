@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from animals10.augmentation import AUGMENTATION_VERSION
 from animals10.catalogue import CATALOGUE
 from animals10.data_preparation import SharedImages
@@ -16,6 +14,7 @@ from animals10.environment import configure_device
 from animals10.experiments import Experiment, digest
 from animals10.files import UserError, file_sha256, user_facing_os_errors
 from animals10.images import preprocessing_contract
+from animals10.precision import resolve_precision
 from animals10.runs import Run
 from animals10.settings import Settings
 from animals10.splits import Splits, load_splits
@@ -38,7 +37,7 @@ class Workspace:
         """Reads the splits, unless they are given, and sets the compute precision of this machine."""
         self.settings, self.splits = settings, splits or load_splits(settings)
         self.shared, self.fold_of = shared, fold_of
-        configure_device(settings.deterministic)
+        configure_device(settings.deterministic, settings.precision)
         with user_facing_os_errors(settings.models):
             settings.models.mkdir(parents=True, exist_ok=True)
         self._digests: dict[Experiment, str] = {}
@@ -63,7 +62,7 @@ class Workspace:
             "weights": self.weights(experiment)[1],
             "feature_cache": settings.feature_cache if cached else "off",
             "views": settings.views if cached and training.augmentation else None,
-            "precision": keras.config.dtype_policy().name,
+            "precision": resolve_precision(settings.precision, experiment.model),
             **by_image,
             **fold,
         }

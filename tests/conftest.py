@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from selenium import webdriver
 
-from animals10 import pretrained
+from animals10 import callbacks, pretrained
 from animals10.preprocessing import resize_images, scan_images
 from animals10.sample import compose_sample
 from animals10.settings import Settings
@@ -39,6 +39,11 @@ def sample():
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     monkeypatch.setattr(pretrained, "URL", "http://127.0.0.1:9/")  # where nothing listens
+
+
+@pytest.fixture(autouse=True)
+def _checkpoint_after_each_epoch(monkeypatch):
+    monkeypatch.setattr(callbacks, "TRAINING_PER_CHECKPOINT", 0)  # else a slow disk decides which epochs have one
 
 
 @pytest.fixture

@@ -137,13 +137,14 @@ def test_every_setting_is_an_environment_variable(tmp_path):
     values = {"ROOT": tmp_path, "RAW": tmp_path, "IMAGE_SIZE": 96, "WEIGHTS": tmp_path, "MAX_EPOCHS": 2, "FORCE": 1}
     values |= {"SPLIT": "published", "SEED": 7, "FEATURE_CACHE": "off", "VIEWS": 2, "DETERMINISTIC": "yes"}
     values |= {"PROFILE": "full", "TABLE_COLUMNS": "file,label,", "ONLY": "a", "TENSORBOARD": "no", "PUBLISH": "1"}
-    values |= {"ALL": "0"}
+    values |= {"ALL": "0", "PRECISION": "auto"}
     assert {name.lower() for name in values} == set(Settings.model_fields)
     settings = Settings.from_environment({f"ANIMALS10_{name}": str(value) for name, value in values.items()})
     assert (settings.image_size, settings.max_epochs, settings.seed, settings.views) == (96, 2, 7, 2)
     assert (settings.force, settings.deterministic, settings.tensorboard, settings.publish) == (True, True, False, True)
     assert settings.table_columns == ("file", "label")
     assert (settings.feature_cache, settings.split, settings.weights) == ("off", "published", str(tmp_path))
+    assert settings.precision == "auto"
     assert settings.data == tmp_path / "data" and settings.models == tmp_path / "models"
 
 

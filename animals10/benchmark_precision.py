@@ -1,0 +1,75 @@
+"""Benchmark of the compute precision: float32 and bfloat16, timed in turn."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from animals10.catalogue import find_experiment
+from animals10.features import inference_function
+from animals10.models import Transfer, feature_layers_of
+from animals10.precision import BFLOAT16, in_precision, multiplies_in_bfloat16
+
+CNNS = ("conv3_dense1", "conv4inv8to128_pool_dense196", "conv5invto128_dense1")
+BATCH = 32
+
+
+def measure_precision(backbones: Sequence[str], repeat: int = 9) -> None:
+    """Prints images per second of both precisions: training steps of CNNs, frozen passes, and fine-tuning steps.
+
+    Args:
+        backbones: Names in `BACKBONES`.
+        repeat: Calls of each, in turn; the median counts.
+    """
+    if not multiplies_in_bfloat16():
+        print("\nThis machine does not multiply in bfloat16: precision is not measured.")
+        return
+    pixels = np.random.default_rng(5).uniform(0, 255, (BATCH, 224, 224, 3)).astype("float32")
+    rows = {}
+    for name in CNNS:
+        keras.backend.clear_session()
+        model = find_experiment(name).model.build(10, 224)
+        rows[f"train {name}"] = _in_turn([_training_step(one, pixels) for one in _both(model)], repeat)
+    for name in backbones:
+        keras.backend.clear_session()
+        architecture = Transfer(name, unfreeze_last=20)
+        passes, steps = [], []
+        for model in _both(architecture.build(10)):
+            layers = feature_layers_of(architecture, model)
+            assert layers, "these backbones have feature layers"
+            forward = inference_function(keras.Model(model.input, list(layers.outputs.values())))
+            passes.append(partial(forward, tf.constant(pixels)))
+            features = forward(tf.constant(pixels))[list(layers.outputs).index(layers.start)]
+            end = keras.Model(layers.outputs[layers.start], model.output)
+            steps.append(_training_step(end, tf.cast(features, "float32").numpy()))
+        rows[f"frozen pass {name}"] = _in_turn(passes, repeat)
+        rows[f"fine-tune last 20 layers {name}"] = _in_turn(steps, repeat)
+    table = pd.DataFrame(rows, ["float32", "bfloat16"]).T
+    table["ratio"] = table.bfloat16 / table.float32
+    print("\nPrecision, images per second:")
+    print(table.round({"float32": 0, "bfloat16": 0, "ratio": 2}).to_string())
+
+
+def _both(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    return model, in_precision(model, BFLOAT16)
+
+
+def _training_step(model: keras.Model, values: np.ndarray) -> Callable[[], object]:
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
+    return partial(model.train_on_batch, values, np.arange(BATCH) % 10)
+
+
+def _in_turn(calls: Sequence[Callable[[], object]], repeat: int) -> list[float]:
+    """Returns the images per second of each call."""
+    times: list[list[float]] = [[] for _ in calls]
+    for number in range(repeat + 2):
+        for call, mine in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            mine += [time.perf_counter() - start] if number > 1 else []  # the first ones trace and warm up
+    return [BATCH / statistics.median(mine) for mine in times]

@@ -1,0 +1,82 @@
+"""The compute precision of a run: float32, or bfloat16 with float32 weights where the processor multiplies in it.
+
+bfloat16 keeps the range of float32 and 8 of its 24 digits. Weights, their updates, probabilities, the loss and the
+statistics of batch normalisation stay float32. So does the stored model: its test predictions are computed in float32.
+"""
+
+import platform
+import re
+from functools import cache
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from animals10.models import Architecture, Transfer
+from animals10.progress import tell
+
+BFLOAT16 = "mixed_bfloat16"  # Keras's name of the policy
+FLOAT32_LAYERS = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.Softmax)
+# Depthwise convolutions gain nothing, and slow the others down: `make bench` measures a pass of each backbone.
+NOT_FASTER = ("MobileNet", "NASNet", "Xception", "EfficientNetB")
+
+
+@cache
+def multiplies_in_bfloat16() -> bool:
+    """Tells whether this machine multiplies matrices in bfloat16: AVX-512 BF16, AMX, Arm's BF16, or a GPU from 2020."""
+    if gpus := tf.config.list_physical_devices("GPU"):
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+        return capability >= (8, 0)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = "avx512_bf16|amx_bf16" if platform.machine() in ("x86_64", "AMD64") else "bf16"
+    return cpuinfo.exists() and bool(re.search(rf"\b({flags})\b", cpuinfo.read_text()))
+
+
+def resolve_precision(setting: str, architecture: Architecture) -> str:
+    """Returns the Keras policy in which an architecture is trained; a line says what was decided, once per process.
+
+    Args:
+        setting: `default`: float32 on a CPU, mixed float16 on a GPU; `float32`; `bfloat16`; or `auto`: mixed float16 on
+            a GPU, and bfloat16 on a CPU that multiplies in it, for architectures that gain by it.
+        architecture: The architecture.
+    """
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    if setting == "default" or (setting == "auto" and has_gpu):
+        return keras.config.dtype_policy().name  # that of `environment.configure_device`
+    if setting == "float32":
+        return "float32"
+    if not multiplies_in_bfloat16():
+        _say_once(f"PRECISION={setting}: this machine does not multiply in bfloat16, so float32 is used.")
+        return "float32"
+    backbone = architecture.backbone if isinstance(architecture, Transfer) else ""
+    if setting == "auto" and backbone.startswith(NOT_FASTER):
+        _say_once(f"PRECISION=auto: {backbone} gains nothing by bfloat16, so float32 is used.")
+        return "float32"
+    _say_once(f"PRECISION={setting}: {backbone or type(architecture).__name__} is trained in bfloat16.")
+    return BFLOAT16
+
+
+def in_precision(model: keras.Model, policy: str) -> keras.Model:
+    """Returns a copy of a network that computes in another precision, with the same weights and frozen layers.
+
+    The layers that scale pixels, and those that give probabilities, stay float32.
+
+    Args:
+        model: The network.
+        policy: Name of a Keras policy: `float32`, `mixed_bfloat16` …
+    """
+    last = {output._keras_history.operation.name for output in model.outputs}
+
+    def clone(layer: keras.Layer) -> keras.Layer:
+        gives_probabilities = layer.name in last or getattr(layer, "activation", None) is keras.activations.softmax
+        stays = gives_probabilities or isinstance(layer, FLOAT32_LAYERS)
+        return type(layer).from_config(layer.get_config() | {"dtype": "float32" if stays else policy})
+
+    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+@cache
+def _say_once(line: str) -> None:
+    tell(line)

@@ -1,0 +1,65 @@
+"""Training in bfloat16: the stored model is float32 and gives the stored probabilities; one line where it cannot be."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+import auxiliary as aux
+from animals10 import precision
+from animals10.input_pipeline import batches
+from animals10.precision import in_precision, resolve_precision
+
+CNN = aux.Experiment("cnn", aux.CNN((4, 8), (2, 2), (8,)), aux.Training(1e-3, 2))
+HEAD = aux.Experiment("head", aux.Transfer("MobileNetV2", (8,)), aux.Training(1e-3, 2))
+TUNED = aux.Experiment("tuned", aux.Transfer("MobileNetV2", (8,), unfreeze_last=20), aux.Training(1e-4, 1), HEAD)
+
+
+@pytest.fixture
+def in_bfloat16(prepared, monkeypatch):
+    monkeypatch.setattr(precision, "multiplies_in_bfloat16", lambda: True)  # every processor can, some slowly
+    precision._say_once.cache_clear()
+    return prepared.model_copy(update={"precision": "bfloat16"})
+
+
+@pytest.mark.parametrize("experiment", [CNN, TUNED], ids=lambda one: one.id)
+def test_a_bfloat16_training_stores_a_float32_model_that_gives_the_stored_probabilities(in_bfloat16, experiment):
+    run = aux.train(in_bfloat16, experiment)
+    assert run.record["spec"]["settings"]["precision"] == "mixed_bfloat16" and run.row["device"].endswith(", bfloat16")
+    model, names = aux.load_model(run.file("model.keras"))
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    stored = run.predictions[list(names)].to_numpy()
+    probabilities = model.predict(batches(in_bfloat16, aux.load_splits(in_bfloat16).test), verbose=0)
+    assert np.allclose(stored, probabilities, atol=2e-6)
+
+    plain = aux.train(in_bfloat16.model_copy(update={"precision": "float32"}), experiment)
+    assert plain.record["digest"] != run.record["digest"] and "bfloat16" not in plain.row["device"]
+    assert not plain.history.equals(run.history)
+    assert plain.history.val_loss.to_numpy() == pytest.approx(run.history.val_loss.to_numpy(), rel=0.2)
+
+
+def test_scaling_and_probabilities_stay_float32_and_layers_stay_frozen():
+    model = aux.Transfer("MobileNetV2", (8,)).build(3, 32)
+    copy = in_precision(model, "mixed_bfloat16")
+    kinds = {layer.name: layer.compute_dtype for layer in copy.layers}
+    assert kinds["Conv1"] == kinds["bn_Conv1"] == kinds["dense"] == "bfloat16"
+    assert kinds["rescaling"] == kinds[copy.layers[-1].name] == "float32" and copy.output.dtype == "float32"
+    assert {weight.dtype for weight in copy.weights} == {"float32"}
+    assert [layer.trainable for layer in copy.layers] == [layer.trainable for layer in model.layers]
+
+
+def test_the_setting_is_resolved_by_machine_and_architecture_with_one_line(in_bfloat16, monkeypatch, capsys):
+    assert resolve_precision("auto", CNN.model) == resolve_precision("bfloat16", HEAD.model) == "mixed_bfloat16"
+    assert resolve_precision("auto", aux.Transfer("ResNet50V2")) == "mixed_bfloat16"
+    assert resolve_precision("auto", HEAD.model) == resolve_precision("float32", CNN.model) == "float32"
+    assert "PRECISION=auto: MobileNetV2 gains nothing by bfloat16, so float32 is used." in capsys.readouterr().out
+
+    monkeypatch.setattr(precision, "multiplies_in_bfloat16", lambda: False)
+    settings = in_bfloat16.model_copy(update={"precision": "float32"})
+    expected = aux.train(settings, dataclasses.replace(CNN, training=aux.Training(1e-3, 1)))
+    capsys.readouterr()
+    run = aux.train(in_bfloat16, dataclasses.replace(CNN, training=aux.Training(1e-3, 1)))
+    assert run.path == expected.path
+    assert capsys.readouterr().out.count("this machine does not multiply in bfloat16, so float32 is used") == 1
+    assert keras.config.dtype_policy().name == "float32"
