@@ -197,10 +197,9 @@ look
   efficiency     measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
   audit leakage  near-duplicates of Animals-10: which there are, and what they are worth: ROOT=
 use
-  classify       classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: ROOT= TOP=
-                 CALIBRATED=1 gives calibrated probabilities, REJECT=0.9 marks those below as rejected
-  demo           serve a page on this machine to try the models in a browser: ROOT= PORT=
-  export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT=
+  classify       classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: REJECT= …
+  demo           serve a page on this machine to try the models in a browser: ROOT= PORT= …
+  export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT= CALIBRATED=1
   recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
 maintain
   install extras lock                            .venv; what demo and export need; pinned versions

@@ -1,5 +1,6 @@
 """The figure of how honest the probabilities of runs are: reliability diagrams, and accuracy against coverage."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,10 +49,11 @@ def plot_calibration(runs: Sequence[Run]) -> plt.Figure:
     if not trained:
         return message_figure(NONE_TRAINED, LEFT_OUT)
     rows, kinds = [run.row for run in trained], [_test_predictions(run) for run in trained]
-    labels, n, columns = run_labels(rows), len(trained), min(len(trained), 3)
-    lines = -(-n // columns)
+    labels, n = run_labels(rows), len(trained)
+    lines = math.ceil(n / 3)
+    columns = math.ceil(n / lines)
     if n == 1:
-        figure = plt.figure(figsize=(9.5, 4.6), layout="constrained")
+        figure = plt.figure(figsize=(9.5, 4.8), layout="constrained")
         grid = GridSpec(2, 2, figure, height_ratios=(4, 1))
         curves = figure.add_subplot(grid[:, 1])
     else:
@@ -69,7 +71,9 @@ def plot_calibration(runs: Sequence[Run]) -> plt.Figure:
         look = {"color": COLOURS[place % len(COLOURS)], "linestyle": LINES[place // len(COLOURS) % len(LINES)]}
         shown = tables.get(CALIBRATED, tables[AS_TRAINED])
         _draw_coverage(curves, shown, label if n > 1 else "", look)
-        texts.append(f"{label}, {errors}, {_coverage_in_words(shown)}")
+        texts.append(f"{label}, {', '.join(errors.splitlines())}, {_coverage_in_words(shown)}")
+    lowest = min(line.get_ydata().min() for line in curves.lines)
+    curves.set_ylim(lowest - 0.08 * (1.01 - lowest), 1 + 0.08 * (1.01 - lowest))  # intervals of few images may be cut
     curves.set(xlabel="coverage: share of images that are accepted", ylabel="accuracy of accepted images", xlim=(0, 1))
     curves.set_title("accuracy against coverage" + "; marks: thresholds" * (n == 1), fontsize=9, loc="left")
     curves.grid(alpha=0.25)
@@ -77,10 +81,10 @@ def plot_calibration(runs: Sequence[Run]) -> plt.Figure:
         curves.legend(fontsize=8, framealpha=0.7, ncols=2 if n > 6 else 1)
     handles = [plt.Line2D([], [], label=kind, **LOOKS[kind]) for kind in LOOKS if any(kind in one for one in kinds)]
     handles.append(plt.Line2D([], [], color=GREY, linestyle=":", label="confidence = accuracy"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     data = dict.fromkeys(f"{row['n_test']:,} test images of {dataset_in_words(row)}" for row in rows)
     heading = f"Reliability on {' and '.join(data)}"
-    figure.suptitle(heading)
+    figure.suptitle(wrap(heading, 105))
     return finish(figure, f"{heading}: {'; '.join(texts)}")
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import itables
 import jinja2
 import pandas as pd
@@ -91,9 +90,7 @@ def render(settings: Settings, with_images: bool = False, home: str = "") -> str
         row["notebook"], row["backbone"] = _origin(row)
     measured = [row for row in rows if row["measured"]]
     costs = [name for name in COSTS if any(row.get(name) for row in measured)]
-    charts: dict[str, alt.TopLevelMixin] = {name: learning_curve(name) for name in CURVES} | {
-        "confusion": confusion_chart()
-    }
+    charts: dict[str, Any] = {name: learning_curve(name) for name in CURVES}
     charts |= {"confusion": confusion_chart(), "reliability": reliability_chart(), "coverage": coverage_chart()}
     charts |= {f"{name}-of-two": curves_of_two(name) for name in CURVES}
     backbones = sorted({row["backbone"] for row in measured}, key=position)

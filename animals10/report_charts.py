@@ -93,13 +93,11 @@ def confusion_chart() -> alt.LayerChart:
 
 def _kinds() -> dict[str, Any]:
     """Returns colour, line and shape of the kinds of probabilities; the first is as trained."""
-    looks = {"color": alt.Color, "strokeDash": alt.StrokeDash, "shape": alt.Shape}
-    values: dict[str, list[Any]] = {"color": [ORANGE, BLUE], "strokeDash": [[5, 3], [1, 0]]}
-    values["shape"] = ["square", "circle"]
-    legend = alt.Legend(orient="top", title=None, columns=1, labelLimit=400)
+    legend = alt.Legend(orient="top", title=None, symbolType="stroke", symbolSize=300)
     return {
-        channel: kind("kind:N", sort=None, legend=legend, scale=alt.Scale(range=values[channel]))
-        for channel, kind in looks.items()
+        "color": alt.Color("kind:N", sort=None, legend=legend, scale=alt.Scale(range=[ORANGE, BLUE])),
+        "strokeDash": alt.StrokeDash("kind:N", sort=None, legend=None, scale=alt.Scale(range=[[5, 3], [1, 0]])),
+        "shape": alt.Shape("kind:N", sort=None, legend=None, scale=alt.Scale(range=["square", "circle"])),
     }
 
 
@@ -111,10 +109,11 @@ def reliability_chart() -> alt.LayerChart:
     hints += [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("confidence", "accuracy", "low", "high")]
     y = alt.Y("accuracy:Q", title="accuracy", scale=share)
     points = chart.mark_line(point={"filled": True, "size": 40}).encode(y=y, tooltip=hints, **_kinds())
-    spans = chart.mark_rule(opacity=0.5, aria=False).encode(y=y, y2="high:Q", color=_kinds()["color"])
-    spans = spans.encode(y=alt.Y("low:Q", title="accuracy", scale=share))
-    right: Any = {"x": alt.datum(0), "y": alt.datum(0), "x2": alt.datum(1), "y2": alt.datum(1)}
-    diagonal = alt.Chart(ROWS).mark_rule(color=INK, strokeDash=[2, 3], opacity=0.4, aria=False).encode(**right)
+    spans = chart.mark_rule(color=INK, opacity=0.3, aria=False)
+    spans = spans.encode(y=alt.Y("low:Q", title="accuracy", scale=share), y2="high:Q")
+    ends: Any = {"x": alt.datum(0), "y": alt.datum(0), "x2": alt.datum(1), "y2": alt.datum(1)}
+    once = alt.Chart(ROWS).transform_window(row="row_number()").transform_filter("datum.row == 1")
+    diagonal = once.mark_rule(color=INK, strokeDash=[2, 3], aria=False).encode(**ends)
     counts = chart.transform_filter("datum.kind == 'as trained'").mark_text(fontSize=10, dy=-4, baseline="bottom")
     counts = counts.encode(y=alt.datum(0), text=alt.Text("n:Q", format=","), color=alt.value(INK))
     description = "reliability diagram: accuracy by confidence; the diagonal is right, numbers are those of test images"
