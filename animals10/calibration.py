@@ -82,10 +82,11 @@ class Calibration:
         Returns:
             One row per kind of `probabilities`: `threshold`, below which predictions are rejected;
             `validation_accuracy` and `validation_coverage`; on the test images the columns of `accepted_metrics`. The
-            images that chose the threshold reach a wanted accuracy; others may miss it by chance.
+            images that chose the threshold reach a wanted accuracy; others may miss it by chance. If no threshold
+            reaches it, the threshold is missing, and no image is accepted.
 
         Raises:
-            UserError: Not exactly one of the two is given, it is out of range, or no threshold reaches it.
+            UserError: Not exactly one of the two is given, or it is out of range.
         """
         given = {"accuracy": accuracy, "coverage": coverage}
         wanted = {name: value for name, value in given.items() if value is not None}
@@ -97,16 +98,13 @@ class Calibration:
         rows = []
         for kind in (AS_TRAINED, CALIBRATED):
             curve = coverage_curve(self.predictions["validation", kind], DECIMALS)
-            good = curve[curve[name] >= value]
-            if good.empty:
-                best = curve.loc[curve.accuracy.idxmax()]
-                found = f"the highest is {best.accuracy:.3f}, for the {best.coverage:.1%} most confident"
-                raise UserError(f"No threshold reaches an accuracy of {value} on the validation images: {found}.")
-            # The curve begins with the highest threshold.
-            chosen = good.iloc[-1] if name == "accuracy" else good.iloc[0]
-            row = {"probabilities": kind, "threshold": chosen.threshold, "validation_accuracy": chosen.accuracy}
-            row |= {"validation_coverage": chosen.coverage}
-            rows.append(row | accepted_metrics(self.predictions["test", kind], chosen.threshold))
+            good = curve[curve[name] >= value]  # the highest threshold is first
+            one = good.tail(1) if name == "accuracy" else good.head(1)
+            threshold = one.threshold.iloc[0] if len(one) else np.nan
+            chosen = accepted_metrics(self.predictions["validation", kind], threshold)
+            row = {"probabilities": kind, "threshold": threshold, "validation_accuracy": chosen["accuracy"]}
+            row |= {"validation_coverage": chosen["coverage"]}
+            rows.append(row | accepted_metrics(self.predictions["test", kind], threshold))
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
@@ -294,9 +292,7 @@ def calibration_metrics(predictions: pd.DataFrame) -> dict[str, Any]:
     return found | {"brier": float((distance**2).sum(axis=1).mean()), "ece": ece, "ece_by_chance": by_chance}
 
 
-def expected_calibration_error(
-    confidence: np.ndarray, is_correct: np.ndarray, draws: int = 1000
-) -> tuple[float, float]:
+def expected_calibration_error(confidence: np.ndarray, is_correct: np.ndarray, draws: int = 500) -> tuple[float, float]:
     """Returns the expected calibration error (ECE), and the value below which chance alone keeps it.
 
     The ECE is the mean distance of accuracy and mean confidence over bins, weighted by their numbers of images (Guo et

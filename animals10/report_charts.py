@@ -93,7 +93,7 @@ def confusion_chart() -> alt.LayerChart:
 
 def _kinds() -> dict[str, Any]:
     """Returns colour, line and shape of the kinds of probabilities; the first is as trained."""
-    legend = alt.Legend(orient="top", title=None, symbolType="stroke", symbolSize=300)
+    legend = alt.Legend(orient="top", title=None, symbolType="stroke", symbolSize=300, labelLimit=300)
     return {
         "color": alt.Color("kind:N", sort=None, legend=legend, scale=alt.Scale(range=[ORANGE, BLUE])),
         "strokeDash": alt.StrokeDash("kind:N", sort=None, legend=None, scale=alt.Scale(range=[[5, 3], [1, 0]])),

@@ -28,7 +28,7 @@ from animals10.runs import EFFICIENCY, Run, run_of_row
 from animals10.settings import Settings
 
 MAX_ERRORS = 12  # misclassified images that a run's view lists
-COVERAGES = 41  # points of the chart of accuracy against coverage, at most
+COVERAGES = 20  # points of the chart of accuracy against coverage, at most
 
 # The fields of a run's view by heading; all others of `ResultRow` are listed under Training.
 NETWORK = "weights params trainable_params image_size".split()
@@ -185,7 +185,7 @@ def _calibration(predictions: pd.DataFrame, temperature: float | None) -> dict[s
         found["ece"].append(f"{kind}: {ece:.3f}, by chance up to {by_chance:.3f}")
         found["reliability"] += reliability(table).round(4).assign(kind=kind).to_dict("records")
         curve = coverage_curve(table)
-        some = curve.iloc[np.unique(np.searchsorted(curve.coverage[:-1], np.linspace(0.025, 1, COVERAGES)))]
+        some = curve.iloc[np.unique(np.searchsorted(curve.coverage[:-1], np.linspace(0.05, 1, COVERAGES)))]
         found["coverage"] += some.round(4).assign(kind=kind).to_dict("records")
     return found
 

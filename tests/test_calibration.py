@@ -166,7 +166,6 @@ def test_a_threshold_is_chosen_on_validation_and_reported_on_test():
         ({"accuracy": 0.9, "coverage": 0.9}, "Give either an accuracy or a coverage"),
         ({"accuracy": 1.5}, r"accuracy is 1\.5; allowed is a share above 0, up to 1"),
         ({"coverage": 0}, "coverage is 0; allowed"),
-        ({"accuracy": 0.99}, "No threshold reaches an accuracy of 0.99 on the validation images: the highest is 0.500"),
     ],
 )
 def test_what_cannot_be_chosen_is_one_clear_line(options, said):
@@ -174,6 +173,13 @@ def test_what_cannot_be_chosen_is_one_clear_line(options, said):
     with pytest.raises(aux.UserError, match=said) as error:
         calibration_of(two, two).rejection(**options)
     assert "\n" not in str(error.value)
+
+
+def test_an_accuracy_that_no_threshold_reaches_has_none():
+    two = table(np.array([[0.9, 0.1, 0], [0.9, 0.1, 0]]), np.array([0, 1]))  # equally confident, one is wrong
+    found = calibration_of(two, two).rejection(accuracy=0.99)
+    assert found.threshold.isna().all() and found.accuracy.isna().all() and (found.accepted == 0).all()
+    assert calibration_of(two, two).rejection(accuracy=0.5).threshold[0] == pytest.approx(0.9, abs=2e-6)
 
 
 # ── Stored runs ───────────────────────────────────────────────────────────────────────────────────────────────────────
