@@ -81,10 +81,14 @@ def titled_models(settings: Settings) -> dict[str, Path]:
 
 
 @lru_cache(maxsize=2)
-def _cached_model(path: Path, temperature: float | None) -> tuple[keras.Model, tuple[str, ...]]:
-    """Loads a model, with its temperature if there is one, and its class names; the last ones stay in memory."""
+def _cached_models(path: Path, temperature: float | None) -> tuple[keras.Model, keras.Model, tuple[str, ...]]:
+    """Loads a model and its class names; the last ones stay in memory.
+
+    Returns:
+        The model as it is, which Grad-CAM takes; with the temperature, if there is one; and the class names.
+    """
     model, class_names = load_model(path)
-    return model if temperature is None else with_temperature(model, temperature), class_names
+    return model, model if temperature is None else with_temperature(model, temperature), class_names
 
 
 def overlay(model: keras.Model, pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -112,10 +116,11 @@ def predict_file(
         and there is nothing else.
     """
     try:
-        model, class_names = _cached_model(path, temperature_of(settings, path) if settings else None)
+        temperature = temperature_of(settings, path) if settings else None
+        model, calibrated, class_names = _cached_models(path, temperature)
     except UserError as error:
         return [], None, None, str(error)
-    (prediction,) = classify(model, class_names, [file])
+    (prediction,) = classify(calibrated, class_names, [file])
     if prediction.reason:
         return [], None, None, f"{name} cannot be used: {prediction.reason}. Try a JPEG or PNG photograph."
     with open_image(file) as image:

@@ -300,8 +300,8 @@ def test_the_command_gives_calibrated_probabilities_and_marks_rejected_files(pre
 
     run.file("calibration.json").unlink()  # fitted at the first use
     assert classify_files(prepared, "tiny", files[:1], calibrated=True) == 0 and run.temperature == temperature
-    top, *_ = predict_file(files[0], "a.jpg", run.file("model.keras"), False, prepared)
-    assert top[0][1] == pytest.approx(expected[0].max(), abs=1e-5)
+    top, _, heatmap, _ = predict_file(files[0], "a.jpg", run.file("model.keras"), True, prepared)
+    assert heatmap and top[0][1] == pytest.approx(expected[0].max(), abs=1e-5)
     plain, *_ = predict_file(files[0], "a.jpg", run.file("model.keras"), False)
     assert plain[0][1] == pytest.approx(run.predictions.confidence[0], abs=1e-5) and plain[0][1] != top[0][1]
 
