@@ -265,8 +265,9 @@ def test_networks_of_any_end_give_calibrated_probabilities():
     pixels = np.random.default_rng(1).uniform(0, 255, (8, 16, 16, 3)).astype("float32")
     inputs = keras.Input((16, 16, 3))
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
-    dense = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
-    softmax_layer = keras.Model(inputs, keras.layers.Softmax()(keras.layers.Dense(3)(x)))
+    bias = {"bias_initializer": keras.initializers.RandomNormal(stddev=1, seed=1)}
+    dense = keras.Model(inputs, keras.layers.Dense(3, activation="softmax", **bias)(x))
+    softmax_layer = keras.Model(inputs, keras.layers.Softmax()(keras.layers.Dense(3, **bias)(x)))
     for model in (dense, softmax_layer):
         before = model(pixels).numpy()
         found = with_temperature(model, 2.0)
