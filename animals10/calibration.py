@@ -377,25 +377,6 @@ def accepted_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, f
     return found | {"accepted": len(is_correct), "n": len(predictions)}
 
 
-def check_threshold(text: str | float, name: str) -> float:
-    """Returns a threshold that a person gave.
-
-    Args:
-        text: What was given.
-        name: How it is called there.
-
-    Raises:
-        UserError: It is no number from 0 to 1.
-    """
-    try:
-        threshold = float(text)
-    except ValueError:
-        threshold = np.nan
-    if not 0 <= threshold <= 1:
-        raise UserError(f"{name} is {text}; allowed is a probability from 0 to 1, such as 0.9.")
-    return threshold
-
-
 def _wilson(is_correct: np.ndarray) -> tuple[float, float]:
     """Returns the 95 % Wilson interval of a share; missing if there are no images."""
     if not len(is_correct):

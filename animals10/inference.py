@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from animals10.calibration import check_threshold, temperature_of, with_temperature
+from animals10.calibration import temperature_of, with_temperature
 from animals10.decoding import open_image
 from animals10.files import UserError, atomic_write, write_json
 from animals10.images import processed_pixels, rejection_reason
@@ -219,6 +219,17 @@ def _printable(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _threshold(text: str | float) -> float:
+    """Returns the threshold that a person gave as REJECT, if it is a number from 0 to 1."""
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = np.nan
+    if not 0 <= threshold <= 1:
+        raise UserError(f"REJECT is {text}; allowed is a probability from 0 to 1, such as 0.9.")
+    return threshold
+
+
 def classify_files(
     settings: Settings,
     model: str,
@@ -250,7 +261,7 @@ def classify_files(
         UserError: There is no such model or file, a result cannot be written, the threshold is out of range, or the
             model cannot be calibrated.
     """
-    threshold = None if reject is None else check_threshold(reject, "REJECT")
+    threshold = None if reject is None else _threshold(reject)
     if mirrored and calibrated:
         raise UserError(
             "MIRRORED and CALIBRATED cannot be combined: the temperature was fitted without mirror images. Make an "
