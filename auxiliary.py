@@ -36,12 +36,14 @@ from animals10.cross_validation import compare_cross_validated, cross_validate
 from animals10.ensembles import ensemble
 from animals10.search import search, transfer_space
 from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
+from animals10.calibration import calibrate
 from animals10.inference import classify, find_images
 
 # figures
 from animals10.grad_cam import grad_cam
 from animals10.plots import plot_augmentations, plot_errors, plot_grad_cam, plot_images, plot_predictions, show
 from animals10.plot_runs import plot_comparison, plot_learning_curves, plot_run, show_run, show_table
+from animals10.plot_calibration import plot_calibration
 
 __all__ = [
     "AT_200",
@@ -63,6 +65,7 @@ __all__ = [
     "UserError",
     "batches",
     "best_run",
+    "calibrate",
     "check_images",
     "classification_reports",
     "classify",
@@ -91,6 +94,7 @@ __all__ = [
     "open_image",
     "parameter_table",
     "plot_augmentations",
+    "plot_calibration",
     "plot_comparison",
     "plot_errors",
     "plot_grad_cam",

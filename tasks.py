@@ -33,8 +33,8 @@ NEWEST = (3, 13)  # version of Python for which TensorFlow and all others have p
 # Each setting reaches notebooks and scripts as ANIMALS10_<name>. Variables are for single tasks.
 SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS
     DETERMINISTIC TENSORBOARD PUBLISH ALL PRECISION""".split()
-VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED FORMAT PORT RUNS RECIPES BENCH EXPERIMENTS REPETITIONS WRITE
-    WITH_IMAGES WORKERS""".split()
+VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED CALIBRATED REJECT FORMAT PORT RUNS RECIPES BENCH EXPERIMENTS
+    REPETITIONS WRITE WITH_IMAGES WORKERS""".split()
 OF_INSTALL = ["VENV", "CONSTRAINTS"]  # on the command line alone: others use such names in the environment
 
 FIRST = "tests/notebooks/01-preprocessing.ipynb"
@@ -197,9 +197,9 @@ look
   efficiency     measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
   audit leakage  near-duplicates of Animals-10: which there are, and what they are worth: ROOT=
 use
-  classify       classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: ROOT= TOP=
-  demo           serve a page on this machine to try the models in a browser: ROOT= PORT=
-  export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT=
+  classify       classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: REJECT= …
+  demo           serve a page on this machine to try the models in a browser: ROOT= PORT= …
+  export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT= CALIBRATED=1
   recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
 maintain
   install extras lock                            .venv; what demo and export need; pinned versions
@@ -317,6 +317,8 @@ def clean_cache(runner: Runner) -> None:
 
 QUICK = {"WEIGHTS": "random", "MAX_EPOCHS": "1"}  # the tour as nbval runs it
 RUN, NOTEBOOKS_01_03 = "run_notebooks.py", ("01-preprocessing.ipynb", "03-transfer-learning.ipynb")
+MODEL: Words = lambda runner: [runner["MODEL"]]  # noqa: E731
+CALIBRATED, REJECT = flag("--calibrated", "CALIBRATED"), option("--reject", "REJECT")
 SAVED = option("--csv", "CSV"), option("--json", "JSON"), option("--top", "TOP"), flag("--mirrored", "MIRRORED")
 TASKS: dict[str, Task] = {
     "run": script(RUN, profile="sample"),
@@ -330,9 +332,9 @@ TASKS: dict[str, Task] = {
     "leakage": script(
         "leakage.py", flag("--write", "WRITE"), option("--repetitions", "REPETITIONS"), words("EXPERIMENTS")
     ),
-    "classify": script("classify.py", *SAVED, lambda runner: [runner["MODEL"]], words("IMAGES")),
-    "demo": script("demo.py", option("--port", "PORT"), extras=True),
-    "export": script("export.py", option("--format", "FORMAT"), lambda runner: [runner["MODEL"]], extras=True),
+    "classify": script("classify.py", *SAVED, CALIBRATED, REJECT, MODEL, words("IMAGES")),
+    "demo": script("demo.py", option("--port", "PORT"), CALIBRATED, extras=True),
+    "export": script("export.py", option("--format", "FORMAT"), CALIBRATED, MODEL, extras=True),
     "recipes": script("compare_recipes.py", words("RECIPES")),
     "install": lambda runner: runner.install(),
     "extras": lambda runner: runner.install(extras=True),

@@ -34,7 +34,7 @@ from animals10.images import processed_names
 from animals10.preprocessing import resize_images, scan_images
 from animals10.reference import reference_files
 from animals10.results import RESULT_COLUMNS, is_other, read_results
-from animals10.runs import RUN_FILES, STUDY, Run, RunKey, Runs
+from animals10.runs import CALIBRATION, RUN_FILES, STUDY, Run, RunKey, Runs
 from animals10.settings import Settings
 from animals10.splits import load_splits
 from animals10.training import train_all
@@ -129,8 +129,9 @@ def _copy(run: Run, target: Path) -> None:
     """Copies a run without its model; the probabilities are rounded and compressed."""
     with user_facing_os_errors(target):
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("run.json", "history.csv"):
-            shutil.copyfile(run.file(name), target / name)
+        for name in ("run.json", "history.csv", CALIBRATION):
+            if run.file(name).exists():  # the last one is there if it was calibrated
+                shutil.copyfile(run.file(name), target / name)
         text = run.predictions.round(DECIMALS).to_csv(index=False, lineterminator="\n")
         (target / "predictions.csv.gz").write_bytes(gzip.compress(text.encode("utf-8", "surrogateescape"), mtime=0))
 

@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from animals10.data_preparation import SharedImages, evaluation_data
 from animals10.evaluation import mean_predictions, metrics, predict_table
-from animals10.execution import VALIDATION, evaluation_context
+from animals10.execution import evaluation_context
 from animals10.experiments import Experiment
 from animals10.files import UserError, display_path, link_folder, read_table, user_facing_os_errors, write_table
 from animals10.input_pipeline import damaged_images_named
@@ -322,7 +322,7 @@ def link_processed_images(settings: Settings, data: Path) -> None:
 
 def _fold_predictions(workspace: Workspace, experiment: Experiment, run: Run, mirrored: bool) -> list[pd.DataFrame]:
     """Returns the predictions for the validation and for the held-out images."""
-    tables = [read_table(run.file(VALIDATION)), run.predictions]
+    tables = [run.validation, run.predictions]
     if not mirrored:
         return tables
     names = ("validation-mirrored.csv", "predictions-mirrored.csv")

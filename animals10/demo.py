@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageOps
 
+from animals10.calibration import temperature_of, with_temperature
 from animals10.dataset import ENGLISH, ITALIAN
 from animals10.decoding import open_image, to_rgb
 from animals10.files import UserError, display_path
@@ -80,9 +81,14 @@ def titled_models(settings: Settings) -> dict[str, Path]:
 
 
 @lru_cache(maxsize=2)
-def _cached_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
-    """Loads a model and its class names; the last ones stay in memory."""
-    return load_model(path)
+def _cached_models(path: Path, temperature: float | None) -> tuple[keras.Model, keras.Model, tuple[str, ...]]:
+    """Loads a model and its class names; the last ones stay in memory.
+
+    Returns:
+        The model as it is, which Grad-CAM takes; with the temperature, if there is one; and the class names.
+    """
+    model, class_names = load_model(path)
+    return model, model if temperature is None else with_temperature(model, temperature), class_names
 
 
 def overlay(model: keras.Model, pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -93,7 +99,7 @@ def overlay(model: keras.Model, pixels: np.ndarray, size: tuple[int, int]) -> Im
 
 
 def predict_file(
-    file: Path, name: str, path: Path, with_grad_cam: bool
+    file: Path, name: str, path: Path, with_grad_cam: bool, settings: Settings | None = None
 ) -> tuple[list[tuple[str, float]], Image.Image | None, Image.Image | None, str]:
     """Classifies an uploaded file.
 
@@ -102,17 +108,19 @@ def predict_file(
         name: Its name for the user.
         path: The model's `.keras` file.
         with_grad_cam: Whether to compute the Grad-CAM heatmap.
+        settings: The settings, if probabilities shall be calibrated.
 
     Returns:
         The most probable classes, the image with its EXIF orientation applied, the Grad-CAM heatmap over it, and a
-        message. If the file is not a usable image, or the model cannot be loaded, the message says why, and there is
-        nothing else.
+        message. If the file is not a usable image, or the model cannot be loaded or calibrated, the message says why,
+        and there is nothing else.
     """
     try:
-        model, class_names = _cached_model(path)
+        temperature = temperature_of(settings, path) if settings else None
+        model, calibrated, class_names = _cached_models(path, temperature)
     except UserError as error:
         return [], None, None, str(error)
-    (prediction,) = classify(model, class_names, [file])
+    (prediction,) = classify(calibrated, class_names, [file])
     if prediction.reason:
         return [], None, None, f"{name} cannot be used: {prediction.reason}. Try a JPEG or PNG photograph."
     with open_image(file) as image:
@@ -142,9 +150,12 @@ def example_images() -> dict[str, tuple[Path, Image.Image]]:
 class Page:
     """The page of one visitor: an upload or an example, the choice of a model, and the prediction."""
 
-    def __init__(self, ui: Any, run: Any, models: dict[str, Path], folder: Path):
-        """Builds the page with nicegui's `ui` and `run`, for models by title; uploads go to a folder."""
-        self.ui, self.run, self.models, self.folder = ui, run, models, folder
+    def __init__(self, ui: Any, run: Any, models: dict[str, Path], folder: Path, settings: Settings | None):
+        """Builds the page with nicegui's `ui` and `run`, for models by title; uploads go to a folder.
+
+        With settings, probabilities are calibrated.
+        """
+        self.ui, self.run, self.models, self.folder, self.settings = ui, run, models, folder, settings
         self.file: Path | None = None
         self.name = ""
         ui.add_css(STYLE)
@@ -165,6 +176,8 @@ class Page:
                                 ui.image(thumbnail).props('alt=""')
                 choice = {"value": next(iter(models)), "on_change": self.respond}
                 self.model = ui.select(list(models), label="Model", **choice).classes("w-full").props("id=model")
+                if settings:
+                    ui.label("Probabilities are calibrated.")
                 self.cam = ui.switch("Show the Grad-CAM heatmap", value=True, on_change=self.respond)
             with ui.column().classes("w-full gap-2").props("id=result"):
                 self.message = ui.label("The prediction will be here.").props("role=status id=message")
@@ -202,7 +215,7 @@ class Page:
             return
         self.message.text = "…"
         given = self.file, self.name, self.models[self.model.value], self.cam.value
-        top, shown, heatmap, message = await self.run.io_bound(predict_file, *given)
+        top, shown, heatmap, message = await self.run.io_bound(predict_file, *given, self.settings)
         if given != (self.file, self.name, self.models[self.model.value], self.cam.value):
             return  # the visitor has chosen another one meanwhile
         self.message.text = message
@@ -219,12 +232,13 @@ class Page:
                     self.ui.image(image).props(f'fit=contain position="50% 0" alt="{description}"')
 
 
-def serve(settings: Settings, port: int | None = None) -> None:
+def serve(settings: Settings, port: int | None = None, calibrated: bool = False) -> None:
     """Serves the page on this machine alone until Ctrl-C.
 
     Args:
         settings: The settings; their workspace holds the models.
         port: The port; None for the first free one from 8000 on.
+        calibrated: Whether to show calibrated probabilities.
 
     Raises:
         UserError: nicegui is not installed, or there are no models.
@@ -238,7 +252,7 @@ def serve(settings: Settings, port: int | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def root() -> None:
-            page = Page(ui, run, models, Path(folder))
+            page = Page(ui, run, models, Path(folder), settings if calibrated else None)
             ui.context.client.on_delete(page.delete_upload)
 
         app.on_startup(lambda: print(f"http://127.0.0.1:{port} shows the page; Ctrl-C ends it.", flush=True))

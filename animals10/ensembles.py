@@ -20,15 +20,15 @@ from animals10.catalogue import CATALOGUE
 from animals10.csv_append import append_row, check_table
 from animals10.environment import configure_device, device_name, git_commit, software_versions
 from animals10.evaluation import metrics, predict_table
-from animals10.execution import finish_run, images_sha256, write_run_files
+from animals10.execution import files_sha256, finish_run, images_sha256, write_run_files
 from animals10.experiments import check_id
 from animals10.features import weights_sha256
-from animals10.files import UserError, display_path, file_sha256, write_json
+from animals10.files import UserError, display_path, write_json
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model, network_config
 from animals10.results import RESULT_COLUMNS, ResultRow
-from animals10.runs import RUN_FILES, Run, stored_runs
+from animals10.runs import Run, stored_runs
 from animals10.settings import Settings
 from animals10.splits import Splits, load_splits
 
@@ -169,13 +169,13 @@ def _evaluate(settings: Settings, splits: Splits, members: Sequence[Run], id: st
     model = average([load_model(run.file("model.keras"))[0] for run in members], mirrored)
     with damaged_images_named(settings, splits.val, splits.test):
         predictions = predict_table(model, batches(settings, splits.test), splits.test, splits.class_names)
-        acc_val = None
-        if all(run.row["data_sha256"] == splits.sha256 for run in members):
+        acc_val = validation = None
+        if not any(_knows_validation_images(run, splits) for run in members):
             validation = predict_table(model, batches(settings, splits.val), splits.val, splits.class_names)
             acc_val = metrics(validation)["accuracy"]
     folder, run_id = settings.models / f".{id}-{digest}", f"{now:%Y%m%dT%H%M%S%f}-{digest}"
     history = pd.DataFrame(columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"])
-    write_run_files(folder, model, splits.class_names, history, predictions)
+    write_run_files(folder, model, splits.class_names, history, predictions, validation)
     outcome = {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id, "acc_val": acc_val, "params": model.count_params()}
     row = _row(settings, splits, members, outcome | {"model_id": id, "n_test": len(splits.test)} | metrics(predictions))
     names = [run.path.name for run in members if run.path]
@@ -196,11 +196,16 @@ def _evaluate(settings: Settings, splits: Splits, members: Sequence[Run], id: st
         "images_sha256": images_sha256(splits),
         "environment": software_versions() | {"deterministic": settings.deterministic},
         "source": None,
-        "files_sha256": {name: file_sha256(folder / name) for name in RUN_FILES},
+        "files_sha256": files_sha256(folder),
     }
     write_json(record, folder / "run.json")
     keras.backend.clear_session()
     return finish_run(folder, id, run_id)
+
+
+def _knows_validation_images(run: Run, splits: Splits) -> bool:
+    """Tells whether a member was trained on validation images: the run of a fold, or an ensemble of such runs."""
+    return run.row["data_sha256"] != splits.sha256 or (is_ensemble(run) and run.row["acc_val"] is None)
 
 
 def _row(settings: Settings, splits: Splits, members: Sequence[Run], outcome: dict[str, Any]) -> ResultRow:

@@ -42,11 +42,9 @@ from animals10.model_checks import check_loads_in_fresh_process, check_model
 from animals10.models import Architecture, Transfer, count_parameters, load_model, network_config, save_model
 from animals10.precision import BFLOAT16, in_precision
 from animals10.results import ResultRow
-from animals10.runs import RUN_FILES, Run
+from animals10.runs import RUN_FILES, VALIDATION, Run
 from animals10.settings import Settings
 from animals10.splits import CLASS_BALANCES, Splits, resample
-
-VALIDATION = "validation.csv"  # predictions for the validation images, of runs of a fold
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ class Job:
         weights: What the architecture's `build` takes as initial weights; None for random ones.
         start: The run or the `.keras` file that it is initialised from, if any.
         prefix: Begins the line of progress, such as `[3/49] `.
-        shared: The images whose features other workspaces share, if it is a run of such a workspace, a fold say. Then
-            the predictions for the validation images are stored as well, in `validation.csv`.
+        shared: The images whose features other workspaces share, if it is a run of such a workspace, a fold say.
         callback: Takes part in the training, if there is one.
     """
 
@@ -121,15 +118,12 @@ def execute(job: Job) -> Run:
         outcome, history = fit(job, data, table.label)
         clock["fit"] = time.perf_counter()
         predictions = _predict(job, model, trained, data, "test")
-        if job.shared:
-            validation = _predict(job, model, trained, data, "val")
-            job.unfinished_folder.mkdir(parents=True, exist_ok=True)
-            write_table(validation, job.unfinished_folder / VALIDATION)
+        validation = _predict(job, model, trained, data, "val")
     clock["predict"] = time.perf_counter()
     device = device_name() + ", bfloat16" * (trained is not model)
     counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device}
     counts |= {"params": model.count_params(), "trainable_params": count_parameters(model.trainable_weights)}
-    return save(job, model, history, predictions, outcome | counts | metrics(predictions), clock)
+    return save(job, model, history, predictions, validation, outcome | counts | metrics(predictions), clock)
 
 
 def _predict(job: Job, model: keras.Model, trained: keras.Model, data: PreparedData, name: str) -> pd.DataFrame:
@@ -295,12 +289,13 @@ def save(
     model: keras.Model,
     history: pd.DataFrame,
     predictions: pd.DataFrame,
+    validation: pd.DataFrame,
     outcome: dict[str, Any],
     clock: dict[str, float],
 ) -> Run:
     """Stores a run in its folder: all files first, then `run.json`, then the folder gets its final name."""
     folder, now = job.unfinished_folder, datetime.now(UTC)
-    write_run_files(folder, model, job.splits.class_names, history, predictions)
+    write_run_files(folder, model, job.splits.class_names, history, predictions, validation)
     clock["save"] = time.perf_counter()
     run_id = f"{now:%Y%m%dT%H%M%S%f}-{job.digest}"
     row = result_row(job, outcome | {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id})
@@ -312,13 +307,25 @@ def save(
 
 
 def write_run_files(
-    folder: Path, model: keras.Model, class_names: Sequence[str], history: pd.DataFrame, predictions: pd.DataFrame
+    folder: Path,
+    model: keras.Model,
+    class_names: Sequence[str],
+    history: pd.DataFrame,
+    predictions: pd.DataFrame,
+    validation: pd.DataFrame | None,
 ) -> None:
-    """Writes the files of a run, `RUN_FILES`, into its folder."""
+    """Writes the files of a run, `RUN_FILES`, into its folder; and its validation predictions, if there are some."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(model, folder / "model.keras", class_names)
     write_table(history, folder / "history.csv")
     write_table(predictions, folder / "predictions.csv")
+    if validation is not None:
+        write_table(validation, folder / VALIDATION)
+
+
+def files_sha256(folder: Path) -> dict[str, str]:
+    """Returns the checksums of the files that `write_run_files` wrote, by name."""
+    return {name: file_sha256(folder / name) for name in (*RUN_FILES, VALIDATION) if (folder / name).exists()}
 
 
 def finish_run(folder: Path, id: str, run_id: str) -> Run:
@@ -369,7 +376,7 @@ def run_record(job: Job, row: ResultRow, model: keras.Model, clock: dict[str, fl
         "images_sha256": images_sha256(splits),
         "environment": software_versions() | {"deterministic": job.settings.deterministic},
         "source": source,
-        "files_sha256": {name: file_sha256(job.unfinished_folder / name) for name in RUN_FILES},
+        "files_sha256": files_sha256(job.unfinished_folder),
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from animals10.calibration import temperature_of, with_temperature
 from animals10.environment import configure_device
 from animals10.export_check import (
     PredictFn,
@@ -55,16 +56,23 @@ MAX_TEST_IMAGES = 200
 
 
 def export_model(
-    settings: Settings, model: str, formats: str = "litert", most: int = MAX_TEST_IMAGES, rounds: int = 30
+    settings: Settings,
+    model: str,
+    formats: str = "litert",
+    most: int = MAX_TEST_IMAGES,
+    rounds: int = 30,
+    calibrated: bool = False,
 ) -> int:
     """Exports a model to all formats that are named, checks and times them, and prints the results.
 
     Args:
-        settings: The settings; their workspace holds the models, and gets the folder `exports/<run>/`.
+        settings: The settings; their workspace holds the models, and gets the folder `exports/<run>/`, or
+            `exports/<run>-calibrated/`.
         model: As for `find_model`.
         formats: Names of `FORMATS`, separated by commas.
         most: The maximum number of test images to check on.
         rounds: Calls to time at batch size 1; a third as many at batch size 32.
+        calibrated: Whether exported models give calibrated probabilities, see `calibration`.
 
     Returns:
         The number of exports that did not pass their check and are not kept.
@@ -74,7 +82,7 @@ def export_model(
     """
     names = chosen_formats(formats)
     device = configure_device()
-    source = load_source(settings, model)
+    source = load_source(settings, model, calibrated)
     if any(FORMATS[name].is_quantised for name in names):
         calibration_images(source)  # before anything is written
     remove_stale_temporary_files(source.folder)
@@ -91,7 +99,10 @@ def export_model(
         conditions = {"device": device, "threads": os.cpu_count(), "rounds": rounds, "models": times}
         for name, about in abouts.items():
             _write_about(source.folder / FORMATS[name].file, about | {"times": conditions})
-        print(f"\nOn {reference.name}; timed side by side on {device}:\n")
+        kind = (
+            "" if source.temperature is None else f"Probabilities are calibrated (temperature {source.temperature}). "
+        )
+        print(f"\n{kind}On {reference.name}; timed side by side on {device}:\n")
         print(_table(source, abouts, times, reference))
     return len(failed)
 
@@ -99,13 +110,14 @@ def export_model(
 # ── The model and the images ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def load_source(settings: Settings, name: str) -> Source:
-    """Finds and loads a model, and the images of the workspace if they fit it.
+def load_source(settings: Settings, name: str, calibrated: bool = False) -> Source:
+    """Finds and loads a model, with its temperature if asked to, and the images of the workspace if they fit it.
 
     Raises:
-        UserError: There is no such model, it cannot be loaded, or its input is not of this study's kind.
+        UserError: There is no such model, it cannot be loaded or calibrated, or its input is not of this study's kind.
     """
     path = find_model(settings.root, name)
+    temperature = temperature_of(settings, path) if calibrated else None
     model, class_names = load_model(path)
     shape = model.input_shape
     if len(model.inputs) != 1 or len(shape) != 4 or shape[1:] != (shape[1], shape[1], 3) or not shape[1]:
@@ -118,7 +130,9 @@ def load_source(settings: Settings, name: str) -> Source:
         why = str(error)
     if splits and splits.class_names != class_names:
         splits, why = None, f"The classes in {display_path(settings.data)} are not the model's."
-    return Source(path, as_float32(model), class_names, settings, splits, why)
+    model = as_float32(model)
+    model = model if temperature is None else with_temperature(model, temperature)
+    return Source(path, model, class_names, settings, splits, why, temperature)
 
 
 def as_float32(model: keras.Model) -> keras.Model:
@@ -198,7 +212,11 @@ def _describe(source: Source, format_name: str, path: Path) -> dict[str, Any]:
     about = {"file": form.file, "format": form.title, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
     about |= {"class_names": source.class_names, "input": describe_input(source.model)}
     output = {"shape": ["n", len(source.class_names)], "dtype": "float32", "range": [0, 1]}
-    about["output"] = output | {"meaning": "probabilities, in the order of class_names"}
+    meaning = "probabilities, in the order of class_names"
+    if source.temperature is not None:
+        meaning = f"calibrated {meaning}: the model divides the logits by the temperature"
+        about["temperature"] = source.temperature
+    about["output"] = output | {"meaning": meaning}
     if form.is_quantised:
         about["calibration"] = f"{len(calibration_images(source))} training images, the same number of each class"
     about["source"] = {"run": source.name, "file": source.path.name, "sha256": file_sha256(source.path)}
@@ -222,7 +240,8 @@ def stored_exports(source: Source) -> dict[str, dict[str, Any]]:
         file = source.folder / form.file
         try:
             about = read_json(_about_path(file))
-            if about["source"]["sha256"] == digest and about["sha256"] == file_sha256(file):
+            is_same = about["source"]["sha256"] == digest and about.get("temperature") == source.temperature
+            if is_same and about["sha256"] == file_sha256(file):
                 found[name] = about
         except (UserError, OSError, KeyError, TypeError):
             continue

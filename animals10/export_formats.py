@@ -43,6 +43,7 @@ class Source:
         settings: The settings, with the model's image size.
         splits: The workspace's images; None if it has none that fit the model.
         why: The reason if it has none.
+        temperature: The temperature that is part of the model, if its probabilities are calibrated.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Source:
     settings: Settings
     splits: Splits | None
     why: str
+    temperature: float | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +62,8 @@ class Source:
     @property
     def folder(self) -> Path:
         """Where the exported models go."""
-        return self.settings.root / "exports" / self.name
+        suffix = "" if self.temperature is None else "-calibrated"
+        return self.settings.root / "exports" / f"{self.name}{suffix}"
 
 
 @dataclass(frozen=True)

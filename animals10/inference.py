@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from animals10.calibration import temperature_of, with_temperature
 from animals10.decoding import open_image
 from animals10.files import UserError, atomic_write, write_json
 from animals10.images import processed_pixels, rejection_reason
@@ -52,9 +53,17 @@ class Prediction:
         """The probability of each class by its name; empty if the file is not a usable image."""
         return dict(zip(self.class_names, map(float, self.probabilities), strict=False))
 
-    def line(self, n: int = 3) -> str:
-        """Returns the path and the n most probable classes, or the reason why there are none, as one line."""
-        return f"{self.path}: {probabilities_in_words(self.top(n)) or f'not classified: {self.reason}'}"
+    def line(self, n: int = 3, threshold: float = 0.0) -> str:
+        """Returns the path and the n most probable classes, or the reason why there are none, as one line.
+
+        A prediction whose highest probability is below the threshold is marked as rejected.
+        """
+        rejected = "rejected: " * self.is_rejected(threshold)
+        return f"{self.path}: {rejected}{probabilities_in_words(self.top(n)) or f'not classified: {self.reason}'}"
+
+    def is_rejected(self, threshold: float) -> bool:
+        """Tells whether the highest probability is below a threshold; not if the file is not a usable image."""
+        return bool(len(self.probabilities)) and float(self.probabilities.max()) < threshold
 
 
 def probabilities_in_words(top: Sequence[tuple[str, float]]) -> str:
@@ -148,42 +157,77 @@ def _predict_batch(
             yield Prediction(path, class_names, next(probabilities))
 
 
+@dataclass(frozen=True)
+class Options:
+    """How files are classified.
+
+    Attributes:
+        mirrored: Whether probabilities are the mean over each image and its mirror image.
+        temperature: The temperature of calibrated probabilities; None if they are those of the network.
+        threshold: Probability below which predictions are rejected; None for none.
+    """
+
+    mirrored: bool = False
+    temperature: float | None = None
+    threshold: float | None = None
+
+
 def write_predictions_csv(
-    predictions: Sequence[Prediction], class_names: Sequence[str], path: Path, mirrored: bool = False
+    predictions: Sequence[Prediction], class_names: Sequence[str], path: Path, options: Options
 ) -> None:
     """Writes predictions as a table, one row per file: path, predicted class, its probability, reason, `p_<class>`.
 
-    If they are the mean over the mirror image, a column `mirrored` says so.
+    Options other than the default add columns: `mirrored`, `temperature`, and `rejected` for the threshold.
 
     Raises:
         UserError: The file cannot be written.
     """
-    given: dict[str, object] = {"mirrored": True} if mirrored else {}
-    columns = ["path", "predicted", "confidence", "reason", *given, *(f"p_{name}" for name in class_names)]
-    options: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
-    with atomic_write(path) as temporary, temporary.open("w", **options) as file:
+    given: dict[str, object] = {"mirrored": True} if options.mirrored else {}
+    given |= {"temperature": options.temperature} if options.temperature is not None else {}
+    rejected = ["rejected"] if options.threshold is not None else []
+    columns = ["path", "predicted", "confidence", "reason", *rejected, *given, *(f"p_{name}" for name in class_names)]
+    encoding: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with atomic_write(path) as temporary, temporary.open("w", **encoding) as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for prediction in predictions:
             row: dict[str, object] = given | {"path": str(prediction.path), "reason": prediction.reason}
             for predicted, confidence in prediction.top(1):
                 row |= {"predicted": predicted, "confidence": confidence}
+            if options.threshold is not None:
+                row["rejected"] = prediction.is_rejected(options.threshold)
             writer.writerow(row | {f"p_{name}": value for name, value in prediction.by_class.items()})
 
 
-def write_predictions_json(predictions: Sequence[Prediction], model: Path, path: Path, mirrored: bool = False) -> None:
-    """Writes the model's path, whether probabilities are the mean over the mirror image, and those of each file.
+def write_predictions_json(predictions: Sequence[Prediction], model: Path, path: Path, options: Options) -> None:
+    """Writes the model's path, the options, and the probabilities of each file; with a threshold also `rejected`.
 
     Raises:
         UserError: The file cannot be written.
     """
-    files = [{"path": _printable(one.path), "probabilities": one.by_class, "reason": one.reason} for one in predictions]
-    write_json({"model": _printable(model), "mirrored": mirrored, "files": files}, path)
+    files: list[dict[str, Any]] = [
+        {"path": _printable(one.path), "probabilities": one.by_class, "reason": one.reason} for one in predictions
+    ]
+    if options.threshold is not None:
+        for file, one in zip(files, predictions, strict=True):
+            file["rejected"] = one.is_rejected(options.threshold)
+    write_json({"model": _printable(model)} | asdict(options) | {"files": files}, path)
 
 
 def _printable(path: Path) -> str:
     """Returns a path as text that can be encoded: bytes of a file name that are not UTF-8 are escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _threshold(text: str | float) -> float:
+    """Returns the threshold that a person gave as REJECT, if it is a number from 0 to 1."""
+    try:
+        threshold = float(text)
+    except ValueError:
+        threshold = np.nan
+    if not 0 <= threshold <= 1:
+        raise UserError(f"REJECT is {text}; allowed is a probability from 0 to 1, such as 0.9.")
+    return threshold
 
 
 def classify_files(
@@ -194,6 +238,8 @@ def classify_files(
     csv_path: Path | None = None,
     json_path: Path | None = None,
     mirrored: bool = False,
+    calibrated: bool = False,
+    reject: str | float | None = None,
 ) -> int:
     """Classifies files with a stored model, prints one line per file, and writes all probabilities if asked to.
 
@@ -205,15 +251,27 @@ def classify_files(
         csv_path: Where to write a table of all probabilities.
         json_path: Where to write them as JSON.
         mirrored: Whether to predict the mean over each image and its mirror image.
+        calibrated: Whether to divide the logits by the temperature of the model's run, which is fitted if need be.
+        reject: A probability, 0 to 1: predictions below it are marked as rejected.
 
     Returns:
         The number of files that are not usable images; their lines say why.
 
     Raises:
-        UserError: There is no such model or file, or a result cannot be written.
+        UserError: There is no such model or file, a result cannot be written, the threshold is out of range, or the
+            model cannot be calibrated.
     """
+    threshold = None if reject is None else _threshold(reject)
+    if mirrored and calibrated:
+        raise UserError(
+            "MIRRORED and CALIBRATED cannot be combined: the temperature was fitted without mirror images. Make an "
+            "ensemble of the run with mirrored=True, and classify with that."
+        )
     paths, path = find_images(places), find_model(settings.root, model)
+    temperature = temperature_of(settings, path) if calibrated else None
     loaded, class_names = load_model(path)
+    loaded = loaded if temperature is None else with_temperature(loaded, temperature)
+    options = Options(mirrored, temperature, threshold)
     predictions = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # odd EXIF data and palettes do not matter
@@ -222,11 +280,14 @@ def classify_files(
         bar: dict[str, Any] = {"total": len(paths), "unit": "image", "file": sys.stderr, "disable": None}
         for prediction in Progress(found, **bar):
             predictions.append(prediction)
-            Progress.write(prediction.line(top))
+            Progress.write(prediction.line(top, threshold or 0.0))
     if csv_path:
-        write_predictions_csv(predictions, class_names, csv_path, mirrored)
+        write_predictions_csv(predictions, class_names, csv_path, options)
     if json_path:
-        write_predictions_json(predictions, path, json_path, mirrored)
+        write_predictions_json(predictions, path, json_path, options)
+    if threshold is not None:
+        rejected = sum(prediction.is_rejected(threshold) for prediction in predictions)
+        print(f"{rejected} of {len(predictions)} predictions were rejected: below {threshold:g}.", file=sys.stderr)
     failed = sum(bool(prediction.reason) for prediction in predictions)
     if failed:
         print(f"{failed} of {len(predictions)} files were not classified.", file=sys.stderr)

@@ -133,7 +133,7 @@ def plot_run(run: Run) -> plt.Figure:
     key += ", trained from scratch" if row["weights"] == "none" else f", weights: {row['weights']}"
     interval = f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"
     result = f"test accuracy {row['accuracy']:.3f} (95 % interval {interval}, {row['n_test']:,} test images)"
-    lines = [_wrap(text, 90 if is_trained else 65) for text in (name, key, result)]
+    lines = [wrap(text, 90 if is_trained else 65) for text in (name, key, result)]
     figure.suptitle("\n".join(lines) + "\nevaluated without training" * (not is_trained and not members))
     curves = f"learning curves over {len(history)} epochs, best epoch {row['best_epoch']}"
     curves = curves if is_trained else "no learning curves, since no epoch was trained"
@@ -202,7 +202,7 @@ def plot_learning_curves(runs: Sequence[Run]) -> plt.Figure:
     limits, is_cut = _shared_limits([histories[index] for index in drawn], len(trained[drawn[0]].record["class_names"]))
     if is_cut:
         notes.append(f"The axis of the loss ends at {limits['loss'][1]:.1f}; higher values are not shown.")
-    caption = "\n".join(_wrap(note, int(13 * width)) for note in notes)
+    caption = "\n".join(wrap(note, int(13 * width)) for note in notes)
     figure = plt.figure(figsize=(width, 3.15 * lines + 0.7 + 0.15 * caption.count("\n")), layout="constrained")
     axes = figure.subplots(2 * lines, columns, squeeze=False)
     texts = []
@@ -222,7 +222,7 @@ def plot_learning_curves(runs: Sequence[Run]) -> plt.Figure:
             axis.tick_params(labelleft=column == 0, labelbottom=name == "loss" and has_none_below)
             if column == 0:
                 axis.set_ylabel(name)
-        pair[0].set_title(f"{_wrap(label)}\n{validation}", fontsize=8, loc="left")
+        pair[0].set_title(f"{wrap(label)}\n{validation}", fontsize=8, loc="left")
         if has_none_below:
             pair[1].set_xlabel("epoch")
         texts.append(f"{label}, {validation}")
@@ -253,7 +253,7 @@ def _shared_limits(histories: Sequence[pd.DataFrame], n_classes: int) -> tuple[d
     return limits, is_cut
 
 
-def _wrap(text: str, width: int = 46) -> str:
+def wrap(text: str, width: int = 46) -> str:
     """Breaks a text into lines of at most `width` characters, after blanks, underscores and hyphens where possible."""
     lines = [""]
     for part in re.findall(rf"[^ _\-]{{1,{width}}}[ _\-]*|[ _\-]+", text):
@@ -293,7 +293,7 @@ def plot_comparison(
     labels, classes = run_labels(rows), sorted({len(record["class_names"]) for record in records})
     is_comparable = [run.row["epochs_cap"] is None and not is_another_experiment(run) for run in runs]
     table["accuracy_published"] = table.accuracy_published.where(is_comparable)
-    names = [_wrap(label, 60) for label in labels]
+    names = [wrap(label, 60) for label in labels]
     height = max(0.25, 0.15 * (1 + max(name.count("\n") for name in names)))  # of a line, in inches
     figure, axis = plt.subplots(figsize=(9.5, height * len(runs) + 1.5), layout="constrained")
     for line, row in enumerate(table.to_dict("records")):

@@ -73,6 +73,8 @@ def in_precision(model: keras.Model, policy: str) -> keras.Model:
         return type(layer).from_config(layer.get_config() | {"dtype": "float32" if stays else policy})
 
     copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    for mine, original in zip(copy.layers, model.layers, strict=True):
+        mine.trainable = original.trainable  # the layer of the input, which has no weights, would lose it
     copy.set_weights(model.get_weights())
     return copy
 

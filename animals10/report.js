@@ -343,7 +343,7 @@ addEventListener("beforeprint", () => {
   const sheets = h("div", { class: "sheets" });
   if (runs.some(([, run]) => run.querySelector(".chart"))) paper.append(h("h2", {}, "Learning curves and confusion matrices"), sheets);
   for (const [point, run] of runs) {
-    const parts = [...run.querySelectorAll(".chart")].map(box => {
+    const parts = [...run.querySelectorAll(".chart")].filter(box => !box.closest(".calibration")).map(box => {
       const name = box.dataset.chart, rows = JSON.parse(box.closest("[data-rows]").dataset.rows), classes = Number(box.dataset.size);
       return figure(classes ? "confusion matrix" : name, name, rows, classes ? 190 : 170, classes ? 190 : 58, classes);
     });

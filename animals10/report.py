@@ -25,9 +25,11 @@ from animals10.report_charts import (
     at_least_a_decade,
     confusion_chart,
     cost_chart,
+    coverage_chart,
     curves_of_two,
     learning_curve,
     position,
+    reliability_chart,
 )
 from animals10.report_runs import TITLES, run_details, text
 from animals10.results import PUBLISHED_KEY, published_table, results_table
@@ -88,7 +90,8 @@ def render(settings: Settings, with_images: bool = False, home: str = "") -> str
         row["notebook"], row["backbone"] = _origin(row)
     measured = [row for row in rows if row["measured"]]
     costs = [name for name in COSTS if any(row.get(name) for row in measured)]
-    charts = {name: learning_curve(name) for name in CURVES} | {"confusion": confusion_chart()}
+    charts: dict[str, Any] = {name: learning_curve(name) for name in CURVES}
+    charts |= {"confusion": confusion_chart(), "reliability": reliability_chart(), "coverage": coverage_chart()}
     charts |= {f"{name}-of-two": curves_of_two(name) for name in CURVES}
     backbones = sorted({row["backbone"] for row in measured}, key=position)
     limits = {name: at_least_a_decade([row[name] for row in measured if row.get(name)]) for name in costs}

@@ -91,6 +91,50 @@ def confusion_chart() -> alt.LayerChart:
     return (cells + counts).properties(description=description)
 
 
+def _kinds() -> dict[str, Any]:
+    """Returns colour, line and shape of the kinds of probabilities; the first is as trained."""
+    legend = alt.Legend(orient="top", title=None, symbolType="stroke", symbolSize=300, labelLimit=300)
+    return {
+        "color": alt.Color("kind:N", sort=None, legend=legend, scale=alt.Scale(range=[ORANGE, BLUE])),
+        "strokeDash": alt.StrokeDash("kind:N", sort=None, legend=None, scale=alt.Scale(range=[[5, 3], [1, 0]])),
+        "shape": alt.Shape("kind:N", sort=None, legend=None, scale=alt.Scale(range=["square", "circle"])),
+    }
+
+
+def reliability_chart() -> alt.LayerChart:
+    """Returns a reliability diagram: accuracy, with its 95 % interval, and number of images by bins of confidence."""
+    share = alt.Scale(domain=[0, 1])
+    chart = alt.Chart(ROWS).encode(x=alt.X("confidence:Q", title="confidence", scale=share))
+    hints = [alt.Tooltip("kind:N", title="probabilities"), alt.Tooltip("n:Q", title="images", format=",")]
+    hints += [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("confidence", "accuracy", "low", "high")]
+    y = alt.Y("accuracy:Q", title="accuracy", scale=share)
+    points = chart.mark_line(point={"filled": True, "size": 40}).encode(y=y, tooltip=hints, **_kinds())
+    spans = chart.mark_rule(color=INK, opacity=0.3, aria=False)
+    spans = spans.encode(y=alt.Y("low:Q", title="accuracy", scale=share), y2="high:Q")
+    ends: Any = {"x": alt.datum(0), "y": alt.datum(0), "x2": alt.datum(1), "y2": alt.datum(1)}
+    once = alt.Chart(ROWS).transform_window(row="row_number()").transform_filter("datum.row == 1")
+    diagonal = once.mark_rule(color=INK, strokeDash=[2, 3], aria=False).encode(**ends)
+    counts = chart.transform_filter("datum.kind == 'as trained'").mark_text(fontSize=10, dy=-4, baseline="bottom")
+    counts = counts.encode(y=alt.datum(0), text=alt.Text("n:Q", format=","), color=alt.value(INK))
+    description = "reliability diagram: accuracy by confidence; the diagonal is right, numbers are those of test images"
+    return (diagonal + spans + points + counts).properties(width="container", height=230, description=description)
+
+
+def coverage_chart() -> alt.Chart:
+    """Returns a chart of the accuracy of accepted images against their share, over all thresholds."""
+    hints = [alt.Tooltip("kind:N", title="probabilities")]
+    hints += [alt.Tooltip(f"{name}:Q", format=".3f") for name in ("threshold", "coverage", "accuracy")]
+    chart = alt.Chart(ROWS).mark_line(point={"filled": True, "size": 22})
+    chart = chart.encode(
+        x=alt.X("coverage:Q", title="coverage", scale=alt.Scale(domain=[0, 1])),
+        y=alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(zero=False)),
+        tooltip=hints,
+        **_kinds(),
+    )
+    description = "accuracy of the test images whose confidence reaches a threshold, against their share (coverage)"
+    return chart.properties(width="container", height=230, description=description)
+
+
 def at_least_a_decade(values: Sequence[float]) -> list[float]:
     """Returns the limits of a logarithmic scale, a factor of ten apart or more: equal costs must not look different."""
     low, high = min(values), max(values)

@@ -12,6 +12,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from animals10.calibration import (
+    AS_TRAINED,
+    CALIBRATED,
+    coverage_curve,
+    expected_calibration_error,
+    reliability,
+    scaled_predictions,
+)
 from animals10.evaluation import classification_reports
 from animals10.files import UserError, display_path, one_line, reading
 from animals10.report_charts import CURVES
@@ -20,6 +28,7 @@ from animals10.runs import EFFICIENCY, Run, run_of_row
 from animals10.settings import Settings
 
 MAX_ERRORS = 12  # misclassified images that a run's view lists
+COVERAGES = 20  # points of the chart of accuracy against coverage, at most
 
 # The fields of a run's view by heading; all others of `ResultRow` are listed under Training.
 NETWORK = "weights params trainable_params image_size".split()
@@ -53,14 +62,15 @@ def run_details(settings: Settings, row: Mapping[str, Any], with_images: bool) -
 
     Returns:
         `notes` (what is missing, in words), `model` (of its specification), `facts` (by heading), `history`, `matrix`,
-        `report` and `errors`; `images`, which two runs have in common if their test images are the same, and `correct`,
-        which of these are predicted correctly; empty where nothing is stored.
+        `report`, `errors`, `ece` (calibration errors in words), `reliability` and `coverage`; `images`, which two
+        runs have in common if their test images are the same, and `correct`, which of these are predicted correctly;
+        empty where nothing is stored.
 
     Raises:
         UserError: A file of the run cannot be read.
     """
     found: dict[str, Any] = {"notes": [], "model": {}, "history": [], "matrix": [], "size": 0, "report": []}
-    found |= {"errors": [], "n_errors": 0, "images": "", "correct": ""}
+    found |= {"errors": [], "n_errors": 0, "images": "", "correct": "", "ece": [], "reliability": [], "coverage": []}
     run, spec = run_of_row(settings.root, row["model_id"], str(row["run_id"])), {}
     if not row["measured"]:
         found["notes"].append("This run was published and has not been measured here.")
@@ -159,7 +169,25 @@ def _predictions(run: Run) -> dict[str, Any]:
     wrong = predictions[predictions.category != predictions.predicted].sort_values("confidence", ascending=False)
     errors = wrong.head(MAX_ERRORS)[["relpath", "category", "predicted", "confidence"]].assign(image="")
     found = {"matrix": matrix, "size": len(names), "report": report.reset_index(names="name").to_dict("records")}
+    found |= _calibration(predictions, run.temperature)
     return found | {"errors": errors.to_dict("records"), "n_errors": len(wrong)} | _correct(predictions)
+
+
+def _calibration(predictions: pd.DataFrame, temperature: float | None) -> dict[str, Any]:
+    """Returns the calibration errors, the points of the reliability diagram, and accuracy against coverage."""
+    tables = {AS_TRAINED: predictions}
+    if temperature is not None:
+        tables |= {f"{CALIBRATED}, temperature {temperature:.3g}": scaled_predictions(predictions, temperature)}
+    found: dict[str, Any] = {"ece": [], "reliability": [], "coverage": []}
+    for kind, table in tables.items():
+        confidence, is_correct = table.confidence.to_numpy("float64"), (table.category == table.predicted).to_numpy()
+        ece, by_chance = expected_calibration_error(confidence, is_correct)
+        found["ece"].append(f"{kind}: {ece:.3f}, by chance up to {by_chance:.3f}")
+        found["reliability"] += reliability(table).round(4).assign(kind=kind).to_dict("records")
+        curve = coverage_curve(table)
+        some = curve.iloc[np.unique(np.searchsorted(curve.coverage[:-1], np.linspace(0.05, 1, COVERAGES)))]
+        found["coverage"] += some.round(4).assign(kind=kind).to_dict("records")
+    return found
 
 
 def _correct(predictions: pd.DataFrame) -> dict[str, str]:

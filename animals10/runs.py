@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 import pandas as pd
 
-from animals10.files import UserError, display_path, expand_user, read_json, read_table
+from animals10.files import UserError, display_path, expand_user, read_json, read_table, reading
 from animals10.progress import tell
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class RunKey(NamedTuple):
 
 
 RUN_FILES = ("model.keras", "history.csv", "predictions.csv")  # beside run.json
+VALIDATION = "validation.csv"  # predictions for the validation images
+CALIBRATION = "calibration.json"  # see `calibration.calibrate`
 STUDY = "study"  # folder of adopted runs, see `adoption`: all but the model
 EFFICIENCY = ("model_mb", "multiply_adds", "predict_ms", "batch_ms")  # see `efficiency.measure_efficiency`
 RESTORE_RUN = "restore it, or delete the run's folder"
@@ -60,8 +62,9 @@ class Run:
 
     Attributes:
         model_id: Its id.
-        path: Its folder, with `run.json`, `history.csv`, `predictions.csv`, `model.keras` and, after `make efficiency`,
-            `efficiency.json`; None if it is not trained.
+        path: Its folder, with `run.json`, `history.csv`, `predictions.csv`, `validation.csv`, `model.keras`; after
+            `make efficiency` also `efficiency.json`, and after `calibrate` `calibration.json`. None if it is not
+            trained.
         why: The reason if it is not trained.
     """
 
@@ -111,6 +114,31 @@ class Run:
             UserError: The file is missing or damaged.
         """
         return read_table(self.file("predictions.csv"), ("relpath", "category", "predicted"), RESTORE_RUN)
+
+    @property
+    def validation(self) -> pd.DataFrame:
+        """The same for the validation images; runs of earlier versions lack it.
+
+        Raises:
+            UserError: The file is missing or damaged.
+        """
+        return read_table(self.file(VALIDATION), ("relpath", "category", "predicted"), RESTORE_RUN)
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature that `calibrate` fitted; None where it did not.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        file, advice = self.file(CALIBRATION), "delete it, and calibrate the run again"
+        if not file.exists():
+            return None
+        with reading(file, "is damaged", advice):
+            temperature = float(read_json(file, advice)["temperature"])
+            if not 0 < temperature < np.inf:
+                raise ValueError(f"its temperature is {temperature}")
+            return temperature
 
     @property
     def efficiency(self) -> dict[str, float]:

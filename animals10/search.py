@@ -18,11 +18,10 @@ from animals10.augmentation import Augmentation
 from animals10.cross_validation import FoldedImages, cross_entropy, link_processed_images
 from animals10.data_preparation import SharedImages
 from animals10.evaluation import metrics
-from animals10.execution import VALIDATION
 from animals10.experiments import Experiment, Training, check_id
 from animals10.files import UserError, display_path, read_table, user_facing_os_errors
 from animals10.models import Transfer
-from animals10.runs import Run
+from animals10.runs import VALIDATION, Run
 from animals10.settings import Settings
 from animals10.splits import load_splits
 from animals10.training import train_in

@@ -1,7 +1,8 @@
 """Verification of stored runs, and `results.csv` restored from them.
 
-A run passes if its files are those that were stored, its row of `results.csv` agrees with its predictions, and its
-model, loaded in Keras's safe mode, predicts the same probabilities for the test images.
+A run passes if its files are those that were stored, its row of `results.csv` agrees with its predictions, its
+temperature, if it was calibrated, fits its validation predictions, and its model, loaded in Keras's safe mode, predicts
+the same probabilities for the test images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from animals10.calibration import fitted_temperature
 from animals10.csv_append import rebuild_rows
 from animals10.evaluation import metrics, predict_table
 from animals10.files import UserError, display_path, file_sha256
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
 from animals10.results import RESULT_COLUMNS, read_results
-from animals10.runs import Run, is_called, stored_runs
+from animals10.runs import CALIBRATION, VALIDATION, Run, is_called, stored_runs
 from animals10.settings import Settings
 from animals10.splits import load_splits
 
@@ -91,7 +93,18 @@ def find_problems(settings: Settings, run: Run, rows: pd.DataFrame) -> list[str]
         for name, value in metrics(run.predictions).items()
         if not np.isclose(row[name].item(), value, rtol=0, atol=1e-12)
     ]
-    return problems + _prediction_problems(settings, run)
+    return problems + _calibration_problems(run) + _prediction_problems(settings, run)
+
+
+def _calibration_problems(run: Run) -> list[str]:
+    """Compares the stored temperature, if there is one, with that which fits the predictions for validation images."""
+    stored = run.temperature
+    if stored is None:
+        return []
+    fitted = fitted_temperature(run.model_id, run.validation)
+    if np.isclose(stored, fitted, rtol=0.01):
+        return []
+    return [f"its temperature is {stored} in {CALIBRATION} but {fitted} by {VALIDATION}"]
 
 
 def _prediction_problems(settings: Settings, run: Run) -> list[str]:

@@ -27,9 +27,11 @@ def main() -> None:
     parser.add_argument("--csv", type=_path, help="write all probabilities as a table")
     parser.add_argument("--json", type=_path, help="write them as JSON")
     parser.add_argument("--mirrored", action="store_true", help="predict the mean over an image and its mirror image")
+    parser.add_argument("--calibrated", action="store_true", help="give calibrated probabilities")
+    parser.add_argument("--reject", metavar="P", help="mark predictions below this probability, 0 to 1, as rejected")
     arguments = parser.parse_args()
     options = {"top": arguments.top, "csv_path": arguments.csv, "json_path": arguments.json}
-    options["mirrored"] = arguments.mirrored
+    options |= {name: getattr(arguments, name) for name in ("mirrored", "calibrated", "reject")}
     try:
         if not (arguments.model and arguments.images):
             model = example_model(Settings.from_environment({"ANIMALS10_PROFILE": "full"} | os.environ).root)

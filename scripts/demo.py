@@ -12,9 +12,10 @@ def main() -> None:
     """Serves until Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, help="(the first free one from 8000 on)")
-    port = parser.parse_args().port
+    parser.add_argument("--calibrated", action="store_true", help="show calibrated probabilities")
+    arguments = parser.parse_args()
     try:
-        serve(Settings.from_environment(), port)
+        serve(Settings.from_environment(), arguments.port, arguments.calibrated)
     except UserError as error:
         sys.exit(str(error))
 

@@ -45,12 +45,14 @@ def main() -> None:
         "--images", default=MAX_TEST_IMAGES, help="test images to check, at most (%(default)s)", **number
     )
     parser.add_argument("--rounds", default=30, help="calls to time at batch size 1 (%(default)s)", **number)
+    parser.add_argument("--calibrated", action="store_true", help="export calibrated probabilities")
     arguments = parser.parse_args()
     if not arguments.model:
         ask_for_model()
     try:
         settings = Settings.from_environment()
-        failed = export_model(settings, arguments.model, arguments.format, arguments.images, arguments.rounds)
+        options = arguments.format, arguments.images, arguments.rounds, arguments.calibrated
+        failed = export_model(settings, arguments.model, *options)
     except UserError as error:
         sys.exit(str(error))
     sys.exit(1 if failed else 0)

@@ -70,6 +70,12 @@ def test_the_runs_of_folds_form_an_ensemble_without_a_validation_accuracy(prepar
     assert run.row["acc_val"] is None and run.row["n_test"] == len(splits.test) and run.row["split"] == "grouped"
     assert run.record["spec"]["model"]["mirrored"] and len(aux.results_table(prepared)) == 1
     [alone] = aux.train_all(prepared, [SMALL])
+    nested = aux.ensemble(prepared, [run, alone], "nested")
+    assert nested.row["acc_val"] is None
+    for ensemble in (run, nested):
+        with pytest.raises(aux.UserError, match="cannot be calibrated: its members were trained on the validation im"):
+            aux.calibrate(prepared, ensemble)
+    assert aux.calibrate(prepared, found.runs[0]).table.n[2] == found.table.n[0]
     mirrored = aux.ensemble(prepared, [alone], "mirrored", mirrored=True)
     assert mirrored.row["acc_val"] is not None and not np.allclose(probabilities(mirrored), probabilities(alone))
 

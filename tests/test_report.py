@@ -90,14 +90,17 @@ def test_a_reader_sorts_filters_and_opens_runs(workspace, browser, tmp_path):
     # A run opens, shows all that is stored, and closes.
     link = next(link for link in find("table.runs tbody a") if link.text == "own")
     link.send_keys(Keys.ENTER)
-    wait.until(lambda _: len(find("#view[open] .chart svg")) == 3)
+    wait.until(lambda _: len(find("#view[open] .chart svg")) == 5)
     view = find("#view")[0]
     headings = [heading.text for heading in view.find_elements(By.TAG_NAME, "h3")]
-    assert headings[:3] == ["Learning curves", "Confusion matrix", "Classification report"] and "Network" in headings
+    expected = ["Learning curves", "Calibration", "Confusion matrix", "Classification report"]
+    assert headings[:4] == expected and "Network" in headings
     assert "learning rate\n0.01" in view.text and "pool sizes\n16" in view.text and "brightness 0.1," in view.text
     assert browser.current_url.endswith(link.get_attribute("hash"))
     counts = [mark.text for mark in find("#view [data-chart=confusion] .mark-text.role-mark text")]
     assert sum(map(int, counts)) == 5  # test images
+    counts = [mark.text for mark in find("#view [data-chart=reliability] .mark-text.role-mark text")]
+    assert sum(map(int, counts)) == 5 and "as trained: 0." in find("#view .calibration p")[0].text
     browser.switch_to.active_element.send_keys(Keys.ESCAPE)
     wait.until(lambda _: not find("#view[open]"))
     assert "#" not in browser.current_url and browser.switch_to.active_element == link

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import auxiliary as aux
-from animals10.execution import VALIDATION
+from animals10.runs import VALIDATION
 
 pytest.importorskip("optuna")
 
