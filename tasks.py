@@ -33,8 +33,8 @@ NEWEST = (3, 13)  # version of Python for which TensorFlow and all others have p
 # Each setting reaches notebooks and scripts as ANIMALS10_<name>. Variables are for single tasks.
 SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS
     DETERMINISTIC TENSORBOARD PUBLISH ALL""".split()
-VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED FORMAT PORT RUNS RECIPES BENCH EXPERIMENTS REPETITIONS WRITE
-    WITH_IMAGES WORKERS""".split()
+VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED FORMAT PORT RUNS RECIPES LABELS BENCH EXPERIMENTS REPETITIONS
+    WRITE WITH_IMAGES WORKERS""".split()
 OF_INSTALL = ["VENV", "CONSTRAINTS"]  # on the command line alone: others use such names in the environment
 
 FIRST = "tests/notebooks/01-preprocessing.ipynb"
@@ -200,6 +200,7 @@ use
   classify       classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: ROOT= TOP=
   demo           serve a page on this machine to try the models in a browser: ROOT= PORT=
   export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT=
+  labels         rank images whose labels may be wrong: RAW= ROOT= LABELS=
   recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
 maintain
   install extras lock                            .venv; what demo and export need; pinned versions
@@ -333,6 +334,7 @@ TASKS: dict[str, Task] = {
     "classify": script("classify.py", *SAVED, lambda runner: [runner["MODEL"]], words("IMAGES")),
     "demo": script("demo.py", option("--port", "PORT"), extras=True),
     "export": script("export.py", option("--format", "FORMAT"), lambda runner: [runner["MODEL"]], extras=True),
+    "labels": script("labels.py", words("LABELS")),
     "recipes": script("compare_recipes.py", words("RECIPES")),
     "install": lambda runner: runner.install(),
     "extras": lambda runner: runner.install(extras=True),

@@ -61,9 +61,8 @@ def rank_labels(predictions: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFram
 
     Returns:
         One row per image whose suggested class is not its label: `relpath`, `category` (the label), `suggested`,
-        `score` (probability of the suggested class minus that of the label, -1 to 1) and `confident` (whether the
-        suggested class reaches its threshold: then the image counts as a label error). The confident ones come first,
-        then the highest score.
+        `score` (1 minus the probability of the label: 0 to 1) and `confident` (whether the suggested class reaches its
+        threshold: then the image counts as a label error). The highest score comes first.
     """
     names = [name.removeprefix("p_") for name in predictions if name.startswith("p_")]
     thresholds = predictions.groupby("category")[[f"p_{name}" for name in names]].mean()
@@ -74,10 +73,6 @@ def rank_labels(predictions: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFram
     chosen = (probabilities + reached).argmax(axis=1)  # adding 1 puts those that reach their threshold first
     rows, label = np.arange(len(table)), pd.Index(names).get_indexer(table.category)
     found = table[["relpath", "category"]].assign(
-        suggested=np.array(names, object)[chosen],
-        score=probabilities[rows, chosen] - probabilities[rows, label],
-        confident=reached[rows, chosen],
+        suggested=np.array(names, object)[chosen], score=1 - probabilities[rows, label], confident=reached[rows, chosen]
     )
-    found = found[chosen != label]
-    order = ["confident", "score", "relpath"]
-    return found.sort_values(order, ascending=[False, False, True], ignore_index=True)
+    return found[chosen != label].sort_values(["score", "relpath"], ascending=[False, True], ignore_index=True)

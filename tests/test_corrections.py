@@ -81,11 +81,7 @@ def test_an_older_table_of_results_is_read_and_completed(prepared):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        (
-            "exclude.csv",
-            "file\nx\n",
-            "exclude.csv is not a csv table with the column relpath: give it the columns relpath.",
-        ),
+        ("exclude.csv", "file\nx\n", "is not a csv table with the column relpath: give it the columns relpath."),
         ("relabel.csv", "relpath,label\nx,1\n", "column category: give it the columns relpath, category."),
         ("relabel.csv", "", "relabel.csv is not a csv table (it is empty): give it the columns relpath, category."),
         ("exclude.csv", "relpath\nred/no.jpg\n", "line 2 of {} names red/no.jpg, which is no relpath of processed-ov"),
