@@ -91,7 +91,7 @@ def test_the_data_card_holds_what_the_command_prints(capsys):
     card = (REPOSITORY / "data" / "animals10.md").read_text(encoding="utf-8")
     assert printed.strip() in card
     first = inspection_counts(inspected_images()).loc["first 100"]
-    assert re.search(rf"Of the first 100 images, {first['wrong label']} have a wrong label", card)
+    assert re.search(rf"Of the first 100 images, {first['wrong label']:.0f} have a wrong label", card)
 
 
 def test_decisions_become_corrections(prepared):
