@@ -17,7 +17,7 @@ def map_section(settings: Settings) -> dict[str, Any] | None:
     """Returns what the page needs to draw the map that `plot_embeddings` has stored; None if there is none.
 
     Returns:
-        `run` (the name of its folder), `backbone`, `sample` (which points were left out, in words), `n` and `errors`
+        `run` (its id), `backbone`, `sample` (which points were left out, in words), `n` and `errors`
         (numbers of points), `columns` (the points, column by column: classes are positions in `classes`) and `chart`.
 
     Raises:
@@ -27,15 +27,16 @@ def map_section(settings: Settings) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = EmbeddingMap(**read_json(path, advice))
-        points = pd.DataFrame(found.points)
+        stored = read_json(path, advice)
+        points = pd.DataFrame(stored["points"])
+        found = EmbeddingMap(**stored | {"points": points})
         classes = sorted({*points.category, *points.predicted})
         columns = {name: points[name].tolist() for name in ("relpath", "x", "y")}
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise UserError(f"{display_path(path)} is damaged ({type(error).__name__}): {advice}.") from None
     columns |= {name: points[name].map(classes.index).tolist() for name in ("category", "predicted")}
     return {
-        "run": found.run,
+        "run": found.run.rsplit("-", 2)[0],  # its id
         "backbone": found.backbone,
         "sample": found.sample,
         "n": len(points),

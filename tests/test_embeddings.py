@@ -94,6 +94,7 @@ def test_a_large_map_keeps_the_errors_and_says_what_it_leaves_out(prepared, colo
     assert f"{len(wrong)} of 5 test images are shown, errors first" in figure.get_label()
     stored = json.loads((prepared.data / "embedding-map.json").read_text(encoding="utf-8"))
     assert set(stored["points"]["relpath"]) == set(wrong)
+    assert f"{len(wrong)} of 5 test images are shown, errors first." in render(prepared)
 
 
 def test_the_report_shows_the_map_and_names_images(mapped, browser, tmp_path):
@@ -101,6 +102,8 @@ def test_the_report_shows_the_map_and_names_images(mapped, browser, tmp_path):
     page = tmp_path / "report.html"
     page.write_text(render(settings), encoding="utf-8")
     browser.get(page.as_uri())
+    text = browser.find_element(By.ID, "map").text
+    assert "features of 5 test images" in text and "that small misclassifies" in text and "are shown" not in text
     browser.execute_script("document.getElementById('map').scrollIntoView()")
     points = "#map .layer_0_marks path"
     WebDriverWait(browser, 20).until(lambda _: len(browser.find_elements(By.CSS_SELECTOR, points)) == 5)
@@ -113,7 +116,7 @@ def test_the_report_shows_the_map_and_names_images(mapped, browser, tmp_path):
         for row in wrong.itertuples()
     } == {True}
     (settings.data / "embedding-map.json").write_text("{}")
-    with pytest.raises(aux.UserError, match=r"embedding-map.json is damaged \(TypeError\): delete it, or run"):
+    with pytest.raises(aux.UserError, match=r"embedding-map.json is damaged \(KeyError\): delete it, or run"):
         render(settings)
     (settings.data / "embedding-map.json").unlink()
     assert 'id="map"' not in render(settings)
