@@ -95,19 +95,23 @@ def test_the_data_card_holds_what_the_command_prints(capsys):
 
 
 def test_decisions_become_corrections(prepared):
-    files = reference_files().reset_index().merge(inspected_images(), on=["class", "file"])
-    chosen = pd.concat([files[files.decision == name].head(2) for name in DECISIONS[:2]])
+    files = reference_files().reset_index().drop(columns="part").merge(inspected_images(), on=["class", "file"])
+    learned, tested = files[files.part != "test"], files[files.part == "test"]
+    wrong, none = (learned[learned.decision == name].head(2) for name in DECISIONS[:2])
+    chosen = pd.concat([wrong, none, tested[tested.decision == "wrong label"].head(1)])
     overview = aux.read_table(prepared.data / "processed-overview.csv")
-    overview.loc[:3, "sha256"] = chosen.sha256.to_numpy()
+    overview.loc[:4, "sha256"] = chosen.sha256.to_numpy()
     aux.write_table(overview, prepared.data / "processed-overview.csv")
-    correct_animals10(prepared, test=True)
+    correct_animals10(prepared)
     relabelled, excluded = (aux.read_table(prepared.data / name) for name in ("relabel.csv", "exclude.csv"))
-    assert list(relabelled.relpath) == list(overview.relpath[:2]) and set(excluded.relpath) == set(
-        overview.relpath[2:4]
-    )
-    assert list(relabelled.category) == list(chosen.decided[:2])
+    assert list(relabelled.relpath) == list(overview.relpath[:2]) and list(relabelled.category) == list(wrong.decided)
+    assert list(excluded.relpath) == list(overview.relpath[2:4])
     with pytest.raises(aux.UserError, match=r"exclude.csv is there already: move it away"):
         correct_animals10(prepared)
+    for name in ("relabel.csv", "exclude.csv"):
+        (prepared.data / name).unlink()
+    correct_animals10(prepared, test=True)
+    assert overview.relpath[4] in set(aux.read_table(prepared.data / "relabel.csv").relpath)
     aux.write_table(overview.assign(sha256="x"), prepared.data / "processed-overview.csv")
     with pytest.raises(aux.UserError, match="holds none of the inspected images of Animals-10"):
         correct_animals10(prepared)
