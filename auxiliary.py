@@ -15,6 +15,7 @@ from animals10.preprocessing import resize_images, scan_images
 from animals10.reference import compare_with_reference
 from animals10.quality import check_images, issues, leakage, near_duplicates
 from animals10.splits import CLASS_BALANCES, Splits, load_splits, resample
+from animals10.embeddings import embed, nearest_images
 
 # input pipeline and models
 from animals10.augmentation import Augmentation
@@ -33,6 +34,7 @@ from animals10.evaluation import classification_reports, compare_runs, compariso
 from animals10.evaluation import predict_table
 from animals10.results import best_run, published_runs, published_table, results_table
 from animals10.cross_validation import compare_cross_validated, cross_validate
+from animals10.label_errors import label_issues
 from animals10.ensembles import ensemble
 from animals10.search import search, transfer_space
 from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
@@ -41,86 +43,24 @@ from animals10.inference import classify, find_images
 
 # figures
 from animals10.grad_cam import grad_cam
-from animals10.plots import plot_augmentations, plot_errors, plot_grad_cam, plot_images, plot_predictions, show
-from animals10.plot_runs import plot_comparison, plot_learning_curves, plot_run, show_run, show_table
+from animals10.plots import plot_augmentations, plot_errors, plot_gallery, plot_grad_cam, plot_images
+from animals10.plots import plot_predictions, show
+from animals10.plot_runs import plot_comparison, plot_embeddings, plot_learning_curves, plot_run, show_run, show_table
 from animals10.plot_calibration import plot_calibration
 
+# fmt: off
 __all__ = [
-    "AT_200",
-    "BACKBONES",
-    "CATALOGUE",
-    "CLASS_BALANCES",
-    "CNN",
-    "NOTEBOOKS",
-    "SECTIONS",
-    "Architecture",
-    "Augmentation",
-    "Experiment",
-    "Run",
-    "Runs",
-    "Settings",
-    "Splits",
-    "Training",
-    "Transfer",
-    "UserError",
-    "batches",
-    "best_run",
-    "calibrate",
-    "check_images",
-    "classification_reports",
-    "classify",
-    "compare_cross_validated",
-    "compare_runs",
-    "compare_with_reference",
-    "comparison_table",
-    "configure_device",
-    "cross_validate",
-    "download",
-    "ensemble",
-    "experiment_table",
-    "find_experiment",
-    "find_images",
-    "find_model",
-    "grad_cam",
-    "issues",
-    "layer_table",
-    "leakage",
-    "leakage_results",
-    "load_model",
-    "load_splits",
-    "metrics",
-    "near_duplicates",
-    "observed_leakage",
-    "open_image",
-    "parameter_table",
-    "plot_augmentations",
-    "plot_calibration",
-    "plot_comparison",
-    "plot_errors",
-    "plot_grad_cam",
-    "plot_images",
-    "plot_learning_curves",
-    "plot_predictions",
-    "plot_run",
-    "predict_table",
-    "published_runs",
-    "published_table",
-    "read_table",
-    "resample",
-    "resize_images",
-    "results_table",
-    "retrained_leakage",
-    "save_model",
-    "scan_images",
-    "search",
-    "show",
-    "show_run",
-    "show_table",
-    "stored_runs",
-    "to_rgb",
-    "train",
-    "train_all",
-    "training_batches",
-    "transfer_space",
-    "write_table",
+    "AT_200", "BACKBONES", "CATALOGUE", "CLASS_BALANCES", "CNN", "NOTEBOOKS", "SECTIONS", "Architecture",
+    "Augmentation", "Experiment", "Run", "Runs", "Settings", "Splits", "Training", "Transfer", "UserError",
+    "batches", "best_run", "calibrate", "check_images", "classification_reports", "classify",
+    "compare_cross_validated", "compare_runs", "compare_with_reference", "comparison_table", "configure_device",
+    "cross_validate", "download", "embed", "ensemble", "experiment_table", "find_experiment", "find_images",
+    "find_model", "grad_cam", "issues", "label_issues", "layer_table", "leakage", "leakage_results", "load_model",
+    "load_splits", "metrics", "near_duplicates", "nearest_images", "observed_leakage", "open_image",
+    "parameter_table", "plot_augmentations", "plot_calibration", "plot_comparison", "plot_embeddings",
+    "plot_errors", "plot_gallery", "plot_grad_cam", "plot_images", "plot_learning_curves", "plot_predictions",
+    "plot_run", "predict_table", "published_runs", "published_table", "read_table", "resample", "resize_images",
+    "results_table", "retrained_leakage", "save_model", "scan_images", "search", "show", "show_run", "show_table",
+    "stored_runs", "to_rgb", "train", "train_all", "training_batches", "transfer_space", "write_table",
 ]
+# fmt: on

@@ -33,8 +33,8 @@ NEWEST = (3, 13)  # version of Python for which TensorFlow and all others have p
 # Each setting reaches notebooks and scripts as ANIMALS10_<name>. Variables are for single tasks.
 SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS
     DETERMINISTIC TENSORBOARD PUBLISH ALL PRECISION""".split()
-VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED CALIBRATED REJECT FORMAT PORT RUNS RECIPES BENCH EXPERIMENTS
-    REPETITIONS WRITE WITH_IMAGES WORKERS""".split()
+VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED CALIBRATED REJECT FORMAT PORT RUNS RECIPES LABELS BENCH
+    EXPERIMENTS REPETITIONS WRITE WITH_IMAGES WORKERS""".split()
 OF_INSTALL = ["VENV", "CONSTRAINTS"]  # on the command line alone: others use such names in the environment
 
 FIRST = "tests/notebooks/01-preprocessing.ipynb"
@@ -200,6 +200,7 @@ use
   classify       classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: REJECT= …
   demo           serve a page on this machine to try the models in a browser: ROOT= PORT= …
   export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT= CALIBRATED=1
+  labels         rank images whose labels may be wrong: RAW= ROOT= LABELS=
   recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
 maintain
   install extras lock                            .venv; what demo and export need; pinned versions
@@ -318,6 +319,7 @@ def clean_cache(runner: Runner) -> None:
 QUICK = {"WEIGHTS": "random", "MAX_EPOCHS": "1"}  # the tour as nbval runs it
 RUN, NOTEBOOKS_01_03 = "run_notebooks.py", ("01-preprocessing.ipynb", "03-transfer-learning.ipynb")
 MODEL: Words = lambda runner: [runner["MODEL"]]  # noqa: E731
+REPETITIONS = option("--repetitions", "REPETITIONS")
 CALIBRATED, REJECT = flag("--calibrated", "CALIBRATED"), option("--reject", "REJECT")
 SAVED = option("--csv", "CSV"), option("--json", "JSON"), option("--top", "TOP"), flag("--mirrored", "MIRRORED")
 TASKS: dict[str, Task] = {
@@ -329,12 +331,11 @@ TASKS: dict[str, Task] = {
     "report": script("report.py", flag("--with-images", "WITH_IMAGES")),
     "efficiency": script("measure_efficiency.py"),
     "audit": script("audit.py"),
-    "leakage": script(
-        "leakage.py", flag("--write", "WRITE"), option("--repetitions", "REPETITIONS"), words("EXPERIMENTS")
-    ),
+    "leakage": script("leakage.py", flag("--write", "WRITE"), REPETITIONS, words("EXPERIMENTS")),
     "classify": script("classify.py", *SAVED, CALIBRATED, REJECT, MODEL, words("IMAGES")),
     "demo": script("demo.py", option("--port", "PORT"), CALIBRATED, extras=True),
     "export": script("export.py", option("--format", "FORMAT"), CALIBRATED, MODEL, extras=True),
+    "labels": script("labels.py", words("LABELS")),
     "recipes": script("compare_recipes.py", words("RECIPES")),
     "install": lambda runner: runner.install(),
     "extras": lambda runner: runner.install(extras=True),

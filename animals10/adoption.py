@@ -152,7 +152,7 @@ def find_problems(run: Run) -> list[str]:
         UserError: A file is missing or damaged.
     """
     record = run.record
-    row, checksums = record["row"], record["files_sha256"]
+    row, checksums = run.row, record["files_sha256"]
     if missing := [name for name in RESULT_COLUMNS if name not in row]:
         return [f"its row lacks {', '.join(missing)}: it was made by an older version"]
     for name in RUN_FILES:
@@ -165,6 +165,8 @@ def find_problems(run: Run) -> list[str]:
     problems = []
     if row["epochs_cap"] is not None:
         problems.append(f"it is a trial: ANIMALS10_MAX_EPOCHS shortened it to {row['epochs_cap']} epochs")
+    if row["corrections"]:
+        problems.append(f"its labels are corrected: {row['corrections']}")
     name = f"{row['model_id']}-{row['run_id']}"
     if run.file("run.json").parent.name != name or record["digest"] != row["run_id"][-12:]:
         problems.append("its folder, its row and its digest do not name the same run")

@@ -297,15 +297,31 @@ def stored_folds(settings: Settings, images: pd.DataFrame, n_folds: int, repetit
 
 def _fold_settings(settings: Settings, images: pd.DataFrame, folds: np.ndarray, folder: Path, fold: int) -> Settings:
     """Makes the workspace of a fold: the images of the common workspace, and a split of its own."""
-    data = folder / f"fold-{fold}" / "data"
     held_out, val = folds == fold, folds == fold % folds.max() + 1
+    parts = {"test": images[held_out], "val": images[val], "train": images[~held_out & ~val]}
+    return derived_workspace(settings, parts, folder / f"fold-{fold}")
+
+
+def derived_workspace(settings: Settings, parts: dict[str, pd.DataFrame], root: Path) -> Settings:
+    """Makes a workspace with the images of another one and a split of its own, unless it is there.
+
+    Args:
+        settings: The settings of the other workspace.
+        parts: The tables of the split: `test`, `val`, `train`. Their labels are those of the new workspace.
+        root: Where to make it.
+
+    Returns:
+        The settings of the new workspace.
+    """
+    data, images = root / "data", pd.concat(parts.values()).sort_values("relpath", ignore_index=True)
     if not (data / "train.csv").exists():  # it is written last
         link_processed_images(settings, data)
-        overview = read_overview(settings).set_index("relpath", drop=False)
-        write_table(overview.loc[images.relpath], data / "processed-overview.csv")
-        for name, is_part in {"test": held_out, "val": val, "train": ~held_out & ~val}.items():
-            write_table(images[is_part], data / f"{name}.csv")
-    return settings.model_copy(update={"root": data.parent})
+        overview = read_overview(settings).set_index("relpath", drop=False).loc[images.relpath]
+        corrected = {name: images[name].to_numpy() for name in ("category", "label")}
+        write_table(overview.assign(**corrected), data / "processed-overview.csv")
+        for name, table in parts.items():
+            write_table(table, data / f"{name}.csv")
+    return settings.model_copy(update={"root": root})
 
 
 def link_processed_images(settings: Settings, data: Path) -> None:

@@ -241,6 +241,7 @@ def _row(settings: Settings, splits: Splits, members: Sequence[Run], outcome: di
         data_sha256=splits.sha256,
         split=splits.kind,
         data_share=splits.share,
+        corrections=splits.corrections,
         epochs_cap=min(caps, default=None),  # of one of its members: then it is a trial, too
         **outcome,
     )

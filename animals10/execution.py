@@ -350,6 +350,7 @@ def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
         data_sha256=job.splits.sha256,
         split=job.splits.kind,
         data_share=job.splits.share,
+        corrections=job.splits.corrections,
         epochs_cap=None if maximum_epochs == job.experiment.training.epochs else maximum_epochs,
         tensorflow=tf.__version__,
         keras=keras.__version__,

@@ -16,6 +16,7 @@ from pandas.io.formats.style import Styler
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from animals10.catalogue import is_another_experiment
+from animals10.embeddings import embedding_map
 from animals10.files import UserError
 from animals10.models import layer_table, load_model
 from animals10.plots import (
@@ -34,6 +35,7 @@ from animals10.plots import (
 from animals10.results import PUBLISHED_KEY
 from animals10.runs import Run, dataset_in_words, run_labels
 from animals10.settings import Settings
+from animals10.similarity import BACKBONE
 
 # Numbers of classes above which the cells of a confusion matrix hold one line only; no numbers; and its axes no names.
 ONE_LINE_ABOVE, NO_NUMBERS_ABOVE, NO_NAMES_ABOVE = 12, 20, 60
@@ -339,3 +341,38 @@ def _draw_interval(
 def _accuracy_in_words(label: str, row: Mapping[str, Any]) -> str:
     published = row["accuracy_published"]
     return f"{label} {row['accuracy']:.3f}" + ("" if pd.isna(published) else f" (published {published:.3f})")
+
+
+@STYLE
+def plot_embeddings(settings: Settings, run: Run, backbone: str = BACKBONE) -> plt.Figure:
+    """Draws a map of the test images, coloured by class, with a ring around each one that a run misclassifies.
+
+    Similar images lie close together: the axes are the first two principal components of pooled features. The map is
+    kept in `data/embedding-map.json`, from which `make report` draws it with the file names.
+
+    Args:
+        settings: The settings.
+        run: A run of the workspace; if it is not trained, the figure says why.
+        backbone: A name in `BACKBONES`, whose features are mapped.
+
+    Raises:
+        UserError: The run was evaluated on other images, or the features cannot be computed.
+    """
+    if run.path is None:
+        return message_figure(f"{run.model_id} is not trained here: {run.why}", LEFT_OUT)
+    found = embedding_map(settings, run, backbone)
+    points, classes = found.points, sorted(set(found.points.category))
+    colours = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20").colors
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    for number, name in enumerate(classes):
+        some = points[points.category == name]
+        axis.scatter(some.x, some.y, s=14, alpha=0.6, color=colours[number % len(colours)], linewidths=0, label=name)
+    wrong = points[points.category != points.predicted]
+    axis.scatter(wrong.x, wrong.y, s=55, facecolors="none", edgecolors="black", linewidths=0.9, label="misclassified")
+    axis.set(xlabel=found.axes[0], ylabel=found.axes[1], xticks=[], yticks=[])
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    heading = f"{backbone} features of {len(points):,} test images; {run.model_id} misclassifies {len(wrong):,} of them"
+    heading += f"\n{found.sample}" * bool(found.sample)
+    axis.set_title(heading)
+    return finish(figure, f"Scatter plot. {heading}")

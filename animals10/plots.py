@@ -149,6 +149,29 @@ def plot_images(
     return finish(figure, f"{heading or 'Images'}: {names}")
 
 
+def plot_gallery(table: pd.DataFrame, folder: Path, n: int = 10, heading: str = "") -> plt.Figure:
+    """Draws the first images of a table, each under what the table says of it, such as `dog → cat` and a score.
+
+    Args:
+        table: One row per image with its `relpath` and `category`, as `label_issues` and `nearest_images` return it; of
+            `suggested`, `score` and `cosine`, what there is stands in the titles.
+        folder: The processed images: a workspace's `data/processed`.
+        n: The maximum number of images.
+        heading: Above all of them.
+
+    Raises:
+        UserError: An image is missing.
+    """
+    if table.empty:
+        return message_figure("There are no such images.")
+    shown, titles = table.head(n), []
+    for row in shown.to_dict("records"):
+        title = f"{row['category']} → {row['suggested']}" if "suggested" in row else str(row["category"])
+        numbers = [f"{name} {row[name]:.2f}" for name in ("score", "cosine") if name in row]
+        titles.append("\n".join([title, *numbers]))
+    return plot_images([folder / relpath for relpath in shown.relpath], titles, heading=heading)
+
+
 def plot_augmentations(image: Path, other: Path, seed: int = 5, size: int = 224) -> plt.Figure:
     """Draws what each augmentation does to one image: a row per augmentation, with the image and four random results.
 

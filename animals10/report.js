@@ -135,6 +135,17 @@ new IntersectionObserver(async ([entry], observer) => {
 }).observe(costs);
 update();
 
+// ── the map of the test images, where there is one ──
+const map = element("map");
+if (map) new IntersectionObserver(([entry], observer) => {
+  if (!entry.isIntersecting) return;
+  observer.disconnect();
+  const { classes, category, predicted, relpath, x, y } = stored("map-columns");
+  draw(map.querySelector(".chart"), relpath.map((name, row) => ({
+    relpath: name, category: classes[category[row]], predicted: classes[predicted[row]], x: x[row], y: y[row],
+  })));
+}).observe(map);
+
 // ── two runs side by side ──
 const bar = element("compare"), [compare, clear] = bar.querySelectorAll("button");
 const ticks = tables.flatMap(table => [...table.rows().nodes().toArray()]).flatMap(row => [...row.querySelectorAll("input")]);

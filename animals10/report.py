@@ -31,6 +31,7 @@ from animals10.report_charts import (
     position,
     reliability_chart,
 )
+from animals10.report_map import map_section
 from animals10.report_runs import TITLES, run_details, text
 from animals10.results import PUBLISHED_KEY, published_table, results_table
 from animals10.runs import STUDY, run_labels
@@ -96,6 +97,9 @@ def render(settings: Settings, with_images: bool = False, home: str = "") -> str
     backbones = sorted({row["backbone"] for row in measured}, key=position)
     limits = {name: at_least_a_decade([row[name] for row in measured if row.get(name)]) for name in costs}
     charts |= {name: cost_chart(name, backbones, limits[name]) for name in costs}
+    specifications = {name: chart.to_dict() for name, chart in charts.items()}
+    if found_map := map_section(settings):
+        specifications["map"] = found_map.pop("chart")
     names = {"run": "label", "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
     names |= {name: name for name in ("id", "backbone", "setting", *costs)}
     points = [{"href": f"#{row['id']}"} | {new: row[old] for new, old in names.items()} for row in measured]
@@ -117,7 +121,8 @@ def render(settings: Settings, with_images: bool = False, home: str = "") -> str
         is_compared=bool(table.agreement.str.contains("significantly").any()),
         largest=largest,
         costs={name: COSTS[name] for name in costs},
-        charts={name: chart.to_dict() for name, chart in charts.items()},
+        charts=specifications,
+        map=found_map,
         points=points,
         filters={name: sorted({row[name] or "" for row in rows} - {""}) for name in FILTERS},
         titles=TITLES,
@@ -149,10 +154,10 @@ def collect(settings: Settings) -> pd.DataFrame:
     Returns:
         The columns of `results_table`, those of `data/published-results.csv` with the suffix `_published`, and
         `agreement`, `measured` (whether there is a run), `full` (whether no cap on epochs shortened it), `setting`
-        (data set, share of Animals-10, split, whether weights are random and epochs capped: runs of one setting can be
-        compared), `heading` (`OWN` if the catalogue does not hold the run's id), `notebook`, `backbone`, `label`
-        (unique), `short_label` (what the columns `SHOWN` do not tell) and `id`, which names the row in the page. Runs
-        that are not measured come last.
+        (data set, share of Animals-10, label corrections, split, whether weights are random and epochs capped: runs of
+        one setting can be compared), `heading` (`OWN` if the catalogue does not hold the run's id), `notebook`,
+        `backbone`, `label` (unique), `short_label` (what the columns `SHOWN` do not tell) and `id`, which names the row
+        in the page. Runs that are not measured come last.
 
     Raises:
         UserError: There are no results, or they lack a column.
@@ -189,7 +194,8 @@ def collect(settings: Settings) -> pd.DataFrame:
 def _data(row: Mapping[str, Any]) -> str:
     """Returns a run's data set, and how much of Animals-10 it is, in words."""
     share = text(row["data_share"])
-    return (text(row["dataset"]) or "unnamed data") + (f" ({share} files)" if share else "")
+    notes = [f"{share} files"] * bool(share) + [f"labels: {text(row['corrections'])}"] * bool(text(row["corrections"]))
+    return (text(row["dataset"]) or "unnamed data") + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _setting(row: Mapping[str, Any]) -> str:

@@ -71,6 +71,7 @@ class ResultRow:
     )
     data_share: str = field(metadata=_column("share of Animals-10", "files of Animals-10 that were there; else empty"))
     epochs_cap: int | None = field(metadata=_column("cap on epochs", "of a trial that ANIMALS10_MAX_EPOCHS shortened"))
+    corrections: str = field(metadata=_column("label corrections", "by exclude.csv and relabel.csv, with a checksum"))
 
 
 RESULT_COLUMNS = tuple(column.name for column in fields(ResultRow))
@@ -90,6 +91,8 @@ def read_results(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"There is no {where} yet: run notebook 02 or 03 first.")
     table = read_table(path)
+    if "corrections" not in table and "run_id" in table:  # of a version that knew none
+        table["corrections"] = None
     if missing := [name for name in RESULT_COLUMNS if name not in table]:
         raise UserError(f"{where} lacks the columns {', '.join(missing)}: restore them with `make rebuild`.")
     for name in NUMBERS:

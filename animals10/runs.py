@@ -94,6 +94,7 @@ class Run:
         if "epochs_cap" not in row:  # of a version that did not record it
             maximum = record.get("spec", {}).get("settings", {}).get("maximum_epochs", row.get("epochs"))
             row["epochs_cap"] = None if maximum == row.get("epochs") else maximum
+        row.setdefault("corrections", "")
         return row
 
     @property
@@ -233,6 +234,7 @@ class Runs(Sequence[Run]):
 # What tells runs of one id apart, in the order in which it is used, and its words. All labels of trials name their cap.
 _DIFFERENCES = {"epochs": "{} epochs", "learning_rate": "learning rate {}", "repetition": "repetition {}"}
 _DIFFERENCES |= {"epochs_cap": "", "image_size": "{} pixels", "weights": "weights {}", "dataset": "{}"}
+_DIFFERENCES |= {"corrections": "{}"}
 _DIFFERENCES |= {"split": "{} split", "class_balance": "class balance {}", "batchsize": "batches of {}"}
 _DIFFERENCES |= {"params": "{:,} parameters", "trainable_params": "{:,} of them trained", "seed": "seed {}"}
 _DIFFERENCES |= {"run_id": "{}"}
@@ -273,7 +275,9 @@ def run_labels(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> list[str]:
 def dataset_in_words(row: Mapping[str, Any]) -> str:
     """Names the data set of a row of `results.csv` with its share: `animals10 (25,949 of 26,179 files)`."""
     share = _in_words("{}", row.get("data_share") or None)
-    return str(row["dataset"]) + (f" ({share} files)" if share else "")
+    corrections = _in_words("{}", row.get("corrections") or None)
+    notes = [f"{share} files"] * bool(share) + [f"labels: {corrections}"] * bool(corrections)
+    return str(row["dataset"]) + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _in_words(words: str, value: Any) -> str:

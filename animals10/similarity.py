@@ -6,7 +6,7 @@ Two images are compared by the cosine similarity of their pooled MobileNetV2 fea
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
@@ -14,17 +14,18 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from animals10.backbones import explained
+from animals10.backbones import explained, find_backbone
 from animals10.features import cached_features, inference_function, weights_sha256
 from animals10.files import UserError
 from animals10.images import preprocessing_contract
-from animals10.input_pipeline import batches
+from animals10.input_pipeline import batches, mirror_image
 from animals10.models import Transfer
 from animals10.settings import Settings
 
 BACKBONE = "MobileNetV2"
 # Chosen on inspected pairs of Animals-10 (data/animals10-pairs.csv; `make audit` prints the precision by similarity).
 MIN_COSINE_SIMILARITY = 0.91
+PLAIN, MIRRORED = "plain", "mirrored"
 BLOCK = 1024  # images compared at once with all others: 110 MB for 26,179 images
 
 
@@ -67,8 +68,24 @@ def pooled_features(settings: Settings, table: pd.DataFrame) -> tuple[np.ndarray
     Raises:
         UserError: The settings name no trained weights of the backbone, or they cannot be downloaded.
     """
-    model = _build(settings)
-    outputs = keras.Model(model.input, model.get_layer("pooled").output)
+    if settings.weights == "random":
+        raise UserError("The weights are random (ANIMALS10_WEIGHTS).")
+    arrays = cached_pooled_features(settings, table, pooling_network(settings, BACKBONE), f"{BACKBONE}-similarity")
+    return tuple(array / np.linalg.norm(array, axis=1, keepdims=True) for array in arrays.values())  # type: ignore[return-value]
+
+
+def cached_pooled_features(
+    settings: Settings, table: pd.DataFrame, outputs: keras.Model, title: str, views: Sequence[str] = (PLAIN, MIRRORED)
+) -> dict[str, np.ndarray]:
+    """Returns the pooled features of images of the workspace by view, float32 (images, …), from the feature cache.
+
+    Args:
+        settings: The settings; their workspace holds the processed images.
+        table: The images, with the columns `relpath` and `sha256`.
+        outputs: What `pooling_network` returned.
+        title: The beginning of the cache's name.
+        views: `plain` for the image as it is, `mirrored` for its mirror image.
+    """
     images = hashlib.sha256(os.fsencode(repr([*zip(table.relpath, table.sha256, strict=True)]))).hexdigest()
     key = {"images": images, "image_size": settings.image_size, "weights_sha256": weights_sha256(outputs.layers)}
     key |= {"preprocessing": preprocessing_contract(), "tensorflow": tf.__version__, "keras": keras.__version__}
@@ -78,25 +95,32 @@ def pooled_features(settings: Settings, table: pd.DataFrame) -> tuple[np.ndarray
     def compute(start: int) -> Iterator[list[np.ndarray]]:
         rows = table.iloc[start:].assign(label=0)
         for pixels, _ in batches(settings, rows, 64):
-            yield [np.asarray(predict(part)[0]) for part in (pixels, tf.reverse(pixels, [2]))]
+            yield [np.asarray(predict(mirror_image(pixels) if view == MIRRORED else pixels)[0]) for view in views]
 
-    shapes = {"plain": shape, "mirrored": shape}
-    arrays = cached_features(settings.data / "features", f"{BACKBONE}-similarity", key, shapes, "float32", n, compute)
-    return tuple(array / np.linalg.norm(array, axis=1, keepdims=True) for array in arrays.values())  # type: ignore[return-value]
+    shapes = dict.fromkeys(views, shape)
+    return cached_features(settings.data / "features", title, key, shapes, "float32", n, compute)
 
 
-def _build(settings: Settings) -> keras.Model:
-    if settings.weights == "random":
-        raise UserError("The weights are random (ANIMALS10_WEIGHTS).")
-    weights = settings.weights
-    if weights != "imagenet":
-        path = Path(weights) / f"{BACKBONE}.weights.h5"
+def pooling_network(settings: Settings, backbone: str) -> keras.Model:
+    """Returns a network from pixels, (n, size, size, 3), to the pooled features of a backbone, (n, features).
+
+    Raises:
+        UserError: There is no such backbone, or its weights are missing or cannot be downloaded.
+    """
+    find_backbone(backbone)
+    weights: str | None = settings.weights
+    if weights == "random":
+        keras.utils.set_random_seed(settings.seed)
+        weights = None
+    elif weights != "imagenet":
+        path = Path(settings.weights) / f"{backbone}.weights.h5"
         if not path.exists():
             raise UserError(f"There is no {path} (ANIMALS10_WEIGHTS).")
         weights = str(path)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`input_shape` is undefined or non-square")  # the weights fit any size
-            return Transfer(BACKBONE).build(2, settings.image_size, weights)
+            model = Transfer(backbone).build(2, settings.image_size, weights)
     except Exception as error:
-        raise explained(error, BACKBONE) from None
+        raise explained(error, backbone) from None
+    return keras.Model(model.input, model.get_layer("pooled").output)

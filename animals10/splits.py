@@ -11,6 +11,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from animals10.class_sizes import DRAWN_SHARES, MIN_IMAGES, TO_SPLIT, check_sizes, to_draw
+from animals10.corrections import EXCLUDE, RELABEL, read_corrections, tell_once
 from animals10.files import UserError, display_path, read_json, read_table, reading, write_json, write_table
 from animals10.layouts import in_words, readable
 from animals10.preprocessing import read_overview
@@ -39,8 +40,9 @@ class Splits:
         test: The test set.
         class_names: The class of each label, in order.
         dataset: `sample`, `animals10` (at least 99 % of it), `animals10-part`, or the name of the raw folder, or of the
-            folder of the table.
+            folder of the table; with `-corrected` at its end where labels are corrected.
         share: How many files of Animals-10 there are, in words; empty for other data.
+        corrections: What is corrected, see `Corrections.summary`; empty if nothing is.
         kind: `grouped`, `published`, `given` where a split came with the images, or `own` where the tables were made
             by hand.
         sha256: Checksum over the image size and each image's part, label and source checksum.
@@ -52,6 +54,7 @@ class Splits:
     class_names: tuple[str, ...]
     dataset: str
     share: str
+    corrections: str
     kind: str
     sha256: str
 
@@ -65,6 +68,9 @@ def load_splits(settings: Settings) -> Splits:
     whatever the seed and whichever files are missing. `ANIMALS10_SPLIT=published` draws each image on its own, as the
     original study did. A split that came with the images is used as it is; if it lacks a validation or a test set, a
     fifth or a tenth of its training images is drawn instead.
+
+    The tables hold the labels that came with the images. `data/exclude.csv` and `data/relabel.csv` correct them here,
+    see `corrections.read_corrections`: no image moves to another part.
 
     Raises:
         UserError: Notebook 01 has not run, a class has too few images, or a table is damaged or does not match the
@@ -95,14 +101,22 @@ def load_splits(settings: Settings) -> Splits:
     _check_tables(parts, overview, settings.data)
     if unused := len(overview) - sum(map(len, parts.values())):
         print(f"{unused} images were added after the split and are not used; {START_OVER}.")
+    corrections = read_corrections(settings, overview)
+    summary = corrections.summary({relpath for table in parts.values() for relpath in table.relpath})
+    if summary:
+        parts = {part: corrections.apply(table) for part, table in parts.items()}
+        _check_corrected(parts, overview, settings.data)
+        tell_once(summary, settings.data)
+    present = overview[~overview.relpath.isin(corrections.excluded)]
     rows = [(part, *row) for part, table in parts.items() for row in zip(table.relpath, table.label, table.sha256)]
     return Splits(
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],
         class_names=tuple(sorted(overview.category.unique())),
-        dataset=_dataset_name(settings, overview),
-        share=data_share(overview) if settings.profile == "full" else "",
+        dataset=_dataset_name(settings, overview) + "-corrected" * bool(summary),
+        share=data_share(present) if settings.profile == "full" else "",
+        corrections=summary,
         kind=kind,
         sha256=hashlib.sha256(os.fsencode(repr((settings.image_size, rows)))).hexdigest(),
     )
@@ -231,6 +245,15 @@ def _check_tables(parts: Mapping[str, pd.DataFrame], overview: pd.DataFrame, dat
                 reason = "than processed-overview.csv: the table was edited, or the images have changed"
                 raise UserError(f"{path} has another label or checksum of {relpath} {reason}. {advice}")
             places[relpath] = path
+
+
+def _check_corrected(parts: Mapping[str, pd.DataFrame], overview: pd.DataFrame, data: Path) -> None:
+    """Raises a `UserError` if corrections leave a part without images, or the training set without those of a class."""
+    where = f"{EXCLUDE} and {RELABEL} in {display_path(data)} leave"
+    if empty := [part for part, table in parts.items() if table.empty]:
+        raise UserError(f"{where} no image in {empty[0]}: correct them.")
+    if lacking := sorted(set(overview.category) - set(parts["train"].category)):
+        raise UserError(f"{where} no training image of {in_words(lacking)}: correct them.")
 
 
 def _dataset_name(settings: Settings, overview: pd.DataFrame) -> str:

@@ -35,7 +35,8 @@ def test_a_bfloat16_training_stores_a_float32_model_that_gives_the_stored_probab
 
     plain = aux.train(in_bfloat16.model_copy(update={"precision": "float32"}), experiment)
     assert plain.record["digest"] != run.record["digest"] and "bfloat16" not in plain.row["device"]
-    assert plain.record["weights_sha256"] != run.record["weights_sha256"]
+    if experiment is CNN:  # the features of a random MobileNetV2 are 0 here, in both precisions
+        assert not plain.history.equals(run.history)
     assert plain.history.val_loss.to_numpy() == pytest.approx(run.history.val_loss.to_numpy(), rel=0.2)
 
 

@@ -326,9 +326,11 @@ def test_a_run_in_study_is_shown_without_model_and_images(tmp_path, row):
 def test_data_set_split_and_cap_tell_runs_apart(tmp_path, row):
     settings = aux.Settings(root=tmp_path, raw=tmp_path)
     row |= {"model_id": "mobnet2_small", "weights": "a", "data_share": "25,949 of 26,179"}
-    row |= {"learning_rate": 7e-4, "epochs": 15, "repetition": 1}
+    row |= {"learning_rate": 7e-4, "epochs": 15, "repetition": 1, "corrections": ""}
     found = {"a": {}, "b": {"split": "published", "acc_val": 0.5}, "c": {"repetition": 2, "epochs_cap": 3}}
     found |= {"d": {"dataset": "mini", "data_share": "330 of 26,179", "n_test": 33}, "e": {"weights": "random"}}
+    corrected = {"data_share": "", "n_test": 33, "corrections": "2 excluded, 1 relabelled (1a2b3c4d)"}
+    found |= {"f": {"dataset": "mini-corrected"} | corrected}
     for run_id, values in found.items():
         append_row(settings.results, row | {"run_id": run_id} | values, RESULT_COLUMNS)
     table = collect(settings)
@@ -337,6 +339,7 @@ def test_data_set_split_and_cap_tell_runs_apart(tmp_path, row):
     small = "mini (330 of 26,179 files), grouped split"
     expected = {"a": f"{full}grouped split", "b": f"{full}published split", "d": small}
     expected |= {"c": f"{full}grouped split, maximum epochs capped", "e": f"{full}grouped split, random weights"}
+    expected |= {"f": "mini-corrected (labels: 2 excluded, 1 relabelled (1a2b3c4d)), grouped split"}
     assert table.setting.to_dict() == expected
     assert table.label["a"] == "mobnet2_small, repetition 1, weights a, animals10, grouped split"
     assert table.label["b"] == "mobnet2_small, repetition 1, weights a, animals10, published split"

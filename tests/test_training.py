@@ -42,7 +42,8 @@ def test_a_run_learns_is_stored_whole_and_is_not_trained_twice(prepared):
     assert list(rows(prepared)[0]) == list(RESULT_COLUMNS)
     assert rows(prepared)[0]["run_id"] == row["run_id"] and len(rows(prepared)) == 1
     empty = {name for name, value in row.items() if value in (None, "")}
-    assert empty - {"commit"} == {"data_share", "epochs_cap"}  # not Animals-10, not capped; a commit only in git
+    # Not Animals-10, not capped, nothing corrected; a commit only in git.
+    assert empty - {"commit"} == {"data_share", "epochs_cap", "corrections"}
     files = ["history.csv", "model.keras", "predictions.csv", "run.json", "validation.csv"]
     assert sorted(path.name for path in run.path.iterdir()) == files
     assert aux.train(prepared, small) == run and len(rows(prepared)) == 1
