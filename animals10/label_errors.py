@@ -10,7 +10,7 @@ import pandas as pd
 
 from animals10.cross_validation import cross_validate
 from animals10.experiments import Experiment
-from animals10.files import write_table
+from animals10.files import read_table, write_table
 from animals10.settings import Settings
 from animals10.splits import load_splits
 from animals10.training import train
@@ -34,18 +34,22 @@ def label_issues(settings: Settings, experiment: Experiment, folds: int = 5, tes
 
     Returns:
         What `rank_labels` returns, with `part` (`train`, `val` or `test`) and `source` (the raw file) after `relpath`.
+        With `ANIMALS10_PUBLISH`, nothing is trained: then the stored table, or an empty one.
 
     Raises:
         UserError: The experiment cannot be cross-validated, or a file cannot be written.
     """
+    columns = ["relpath", "part", "source", "category", "suggested", "score", "confident"]
+    path = settings.data / LABEL_ISSUES
+    if settings.publish:
+        return read_table(path, columns) if path.exists() else pd.DataFrame(columns=columns)
     splits, held_out = load_splits(settings), cross_validate(settings, experiment, folds).predictions
     tested = [train(settings, experiment).predictions] if test else []
     ranked = rank_labels(held_out, *tested)
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     images = pd.concat([table.assign(part=part) for part, table in parts.items()])
     ranked = ranked.merge(images[["relpath", "part", "source"]], on="relpath")  # keeps the order of the ranking
-    order = ["relpath", "part", "source", "category", "suggested", "score", "confident"]
-    return write_table(ranked[order], settings.data / LABEL_ISSUES)
+    return write_table(ranked[columns], path)
 
 
 def rank_labels(predictions: pd.DataFrame, *others: pd.DataFrame) -> pd.DataFrame:

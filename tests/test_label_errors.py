@@ -92,6 +92,9 @@ def test_the_data_card_holds_what_the_command_prints(capsys):
     assert printed.strip() in card
     first = inspection_counts(inspected_images()).loc["first 100"]
     assert re.search(rf"Of the first 100 images, {first['wrong label']:.0f} have a wrong label", card)
+    notebook = (REPOSITORY / "03-transfer-learning.ipynb").read_text(encoding="utf-8")
+    words = f"{first['wrong label']:.0f} have a wrong label, and {first['no such animal']:.0f} show none"
+    assert f"Of the first 100 of Animals-10, {words} of the ten animals" in notebook
 
 
 def test_decisions_become_corrections(prepared):
