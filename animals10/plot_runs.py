@@ -364,11 +364,17 @@ def plot_embeddings(settings: Settings, run: Run, backbone: str = BACKBONE) -> p
     points, classes = found.points, sorted(set(found.points.category))
     colours = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20").colors
     figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
-    for number, name in enumerate(classes):
-        some = points[points.category == name]
-        axis.scatter(some.x, some.y, s=14, alpha=0.6, color=colours[number % len(colours)], linewidths=0, label=name)
+    colour = {name: colours[number % len(colours)] for number, name in enumerate(classes)}
+    mixed = points.sample(frac=1, random_state=0)  # else the last class would lie on top
+    # Sharp edges: many shades of crowded points would look like a photograph to `notebooks.looks_like_photograph`.
+    look = {"s": 14, "linewidths": 0, "antialiased": False}
+    axis.scatter(mixed.x, mixed.y, c=[colour[name] for name in mixed.category], **look)
+    for name in classes:
+        axis.scatter([], [], color=colour[name], label=name, **look)
     wrong = points[points.category != points.predicted]
-    axis.scatter(wrong.x, wrong.y, s=55, facecolors="none", edgecolors="black", linewidths=0.9, label="misclassified")
+    rings = {"s": 60, "facecolors": "none", "antialiased": False, "linewidths": 1.0}
+    axis.scatter(wrong.x, wrong.y, edgecolors=["black"] * len(wrong), **rings)
+    axis.scatter([], [], edgecolors="black", label="misclassified", **rings)
     axis.set(xlabel=found.axes[0], ylabel=found.axes[1], xticks=[], yticks=[])
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
