@@ -64,6 +64,7 @@ class Job:
         shared: The images whose features other workspaces share, if it is a run of such a workspace, a fold say. Then
             the predictions for the validation images are stored as well, in `validation.csv`.
         callback: Takes part in the training, if there is one.
+        source: The source of the architecture's class, where another process tells it.
     """
 
     settings: Settings
@@ -76,6 +77,7 @@ class Job:
     prefix: str = ""
     shared: SharedImages | None = None
     callback: keras.callbacks.Callback | None = None
+    source: str | None = None
 
     @property
     def unfinished_folder(self) -> Path:
@@ -335,10 +337,6 @@ def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
 def run_record(job: Job, row: ResultRow, model: keras.Model, clock: dict[str, float]) -> dict[str, Any]:
     """Returns what `run.json` holds: the full specification, the row, checksums, times and versions."""
     experiment, splits = job.experiment, job.splits
-    source = None
-    if experiment.is_custom:
-        with suppress(OSError, TypeError):  # Python cannot always tell the source of a class that a cell defines
-            source = inspect.getsource(type(experiment.model))
     return {
         "spec": experiment.specification() | {"settings": dict(job.context)},
         "digest": job.digest,
@@ -349,9 +347,17 @@ def run_record(job: Job, row: ResultRow, model: keras.Model, clock: dict[str, fl
         "seconds": {step: round(clock[step] - clock[before], 2) for before, step in pairwise(clock)},
         "images_sha256": images_sha256(splits),
         "environment": software_versions() | {"deterministic": job.settings.deterministic},
-        "source": source,
+        "source": job.source or source_of(experiment),
         "files_sha256": {name: file_sha256(job.unfinished_folder / name) for name in RUN_FILES},
     }
+
+
+def source_of(experiment: Experiment) -> str | None:
+    """Returns the source of an architecture's class if it is the user's own; None where Python cannot tell it."""
+    if experiment.is_custom:
+        with suppress(OSError, TypeError):  # of some classes that a cell defines
+            return inspect.getsource(type(experiment.model))
+    return None
 
 
 def images_sha256(splits: Splits) -> str:
