@@ -5,8 +5,11 @@ the workspace, under the same path. A run whose process or machine dies begins a
 checkpoint in the workspace.
 """
 
+import copyreg
+import dataclasses
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -36,8 +39,12 @@ from animals10.workspace import Workspace
 CPUS_PER_RUN = 2  # unless the setting says otherwise
 RETRIES = 3  # of a run whose process or machine died
 SECONDS_BETWEEN_LOOKS = 0.5
+QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 OBJECT_STORE = 100_000_000  # bytes of memory: only tables of file names pass through it
 PASSED_ON = ("TF_", "KERAS_", "XLA_")  # beginnings of variables that decide how TensorFlow computes
+
+# By name, as there is one: else the fields of a dataclass that a notebook defines would have another on a worker.
+copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
 
 Attempt = Callable[[Task, Callable[[], Run]], bool]
 
@@ -58,40 +65,37 @@ def train_on_cluster(
     Raises:
         UserError: There is no such cluster, its machines are too small or do not see the workspace.
     """
-    with _connected(workspace.settings) as ray, _token(workspace.settings) as token:
-        driver = _Driver(ray, workspace, tasks, runs, attempt, token, title)
+    with connected(workspace.settings) as ray, _token(workspace.settings) as token:
+        driver = Driver(ray, workspace, tasks, runs, attempt, token, title)
         try:
+            driver.prepare()
             driver.train()
         finally:
             driver.end()
 
 
 @contextmanager
-def _connected(settings: Settings) -> Iterator[Any]:
-    """Connects to the cluster of the settings, or to the one that this process is connected to already."""
+def connected(settings: Settings, **options: Any) -> Iterator[Any]:
+    """Connects to the cluster of the settings, or to the one that this process is connected to already.
+
+    Args:
+        settings: The settings.
+        options: Of `ray.init`, where Ray is started here.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    folder = ""
-    if settings.cluster == "auto":
-        address = os.environ.get("RAY_ADDRESS", "").strip() or "auto"
-        options |= {"address": address}
-    else:  # names of sockets must be short, so not in any temporary folder
-        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.name == "posix" else None)
-        options |= {"address": "local", "_temp_dir": folder, "_node_ip_address": "127.0.0.1"}
-        options |= {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
+    # Names of sockets must be short, so not in any temporary folder.
+    folder = (
+        ""
+        if settings.cluster == "auto"
+        else tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.name == "posix" else None)
+    )
     try:
-        try:
-            dashboard = ray.init(**options).dashboard_url
-        except ConnectionError as error:
-            raise UserError(
-                f"There is no Ray cluster to connect to ({one_line(error)}): start one (docs/cluster.md), "
-                "name it by RAY_ADDRESS, or set ANIMALS10_CLUSTER=local."
-            ) from None
+        dashboard = _start(ray, folder, options) if folder else _join(ray)
         if dashboard:
             tell(f"Ray's dashboard: http://{dashboard}")
         yield ray
@@ -99,6 +103,35 @@ def _connected(settings: Settings) -> Iterator[Any]:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(ray: Any, folder: str, options: dict[str, Any]) -> str:
+    """Starts Ray on this machine alone, with its files in a folder; returns the address of its dashboard, if any."""
+    options = options | {"address": "local", "_temp_dir": folder, "_node_ip_address": "127.0.0.1"}
+    options |= {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
+    for may_try_again in (True, True, False):
+        try:
+            return ray.init(**options, **QUIET).dashboard_url
+        except Exception as error:  # it allows itself 30 seconds, which a busy machine may exceed
+            ray.shutdown()
+            if not may_try_again:
+                raise UserError(f"Ray cannot be started ({one_line(error)}) Is this machine too busy?") from None
+    return ""
+
+
+def _join(ray: Any) -> str:
+    """Connects to a Ray cluster; returns the address of its dashboard, if there is one."""
+    address = os.environ.get("RAY_ADDRESS", "").strip() or "auto"
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and "/" not in host:  # Ray itself would wait for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        return ray.init(address=address, **QUIET).dashboard_url
+    except Exception as error:  # of many kinds
+        raise UserError(
+            f"There is no Ray cluster to connect to ({address}: {one_line(error)}): start one (docs/cluster.md), name "
+            "it by RAY_ADDRESS, or set ANIMALS10_CLUSTER=local."
+        ) from None
 
 
 @contextmanager
@@ -116,7 +149,7 @@ def _token(settings: Settings) -> Iterator[Path]:
 # ── The driver ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Driver:
+class Driver:
     """Begins tasks where machines are free, follows them, and stores their rows."""
 
     def __init__(
@@ -143,8 +176,8 @@ class _Driver:
         self.queue: Any = None
         self.given: Any = None
 
-    def train(self) -> None:
-        """Trains all tasks."""
+    def prepare(self) -> None:
+        """Checks the machines, and hands them what all runs need."""
         self._check_machines()
         affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         here = affinity(self.ray.get_runtime_context().get_node_id(), soft=False)
@@ -153,6 +186,9 @@ class _Driver:
         self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         workspace = self.workspace
         self.given = self.ray.put((workspace.settings, workspace.shared, workspace.fold_of, workspace.splits))
+
+    def train(self) -> None:
+        """Trains all tasks."""
         self._admit_unblocked()
         while self.ready or self.running:
             while (task := self._next()) and len(self.running) < self._slots():
@@ -249,7 +285,7 @@ class _Driver:
                 continue
             self.blocked.remove(task)
             try:
-                run = run_without_training(self.workspace, task, self.runs)
+                run = self._without_training(task)
             except UserError as error:
                 self._settle(task, partial(_fail, error))
                 continue
@@ -259,6 +295,9 @@ class _Driver:
                 append = partial(append_result, self.workspace, run)
                 self._settle(task, append if task.requested else partial(lambda run: run, run))
         self.ready.sort(key=lambda task: -self.ahead[task.digest])
+
+    def _without_training(self, task: Task) -> Run | None:
+        return run_without_training(self.workspace, task, self.runs)
 
     def _next(self) -> Task | None:
         """Returns the task to begin. Of those that may compute the same cached features, one prepares at a time."""
@@ -274,17 +313,17 @@ class _Driver:
         self.ready.remove(task)
         if group := self._group(task):
             self.preparing[group] = task
-        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": RETRIES}
-        options |= {
-            "retry_exceptions": False,
-            "name": task.experiment.id,
-            "runtime_env": {"env_vars": self._environment()},
-        }
+        self.running[self._start(task)] = task
+        self._update(task, epochs=self.workspace.context(task.experiment)["maximum_epochs"])
+
+    def _start(self, task: Task) -> Any:
+        """Hands a task to Ray; returns the reference of its run."""
+        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "name": task.experiment.id}
+        options |= {"max_retries": RETRIES, "retry_exceptions": False}
+        options |= {"runtime_env": {"env_vars": self._environment()}}
         remote = self.ray.remote(max_calls=1)(train_on_worker).options(**options)  # a fresh process
         source = source_of(task.experiment)  # which the process of a worker cannot tell
-        reference = remote.remote(self.given, self.token, Path.cwd(), self.cpus, task, source, self.queue)
-        self.running[reference] = task
-        self._update(task, epochs=self.workspace.context(task.experiment)["maximum_epochs"])
+        return remote.remote(self.given, self.token, Path.cwd(), self.cpus, task, source, self.queue)
 
     def _leave_preparation(self, task: Task) -> None:
         self.preparing = {group: other for group, other in self.preparing.items() if other is not task}
