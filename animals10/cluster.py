@@ -94,6 +94,8 @@ def connected(settings: Settings, **options: Any) -> Iterator[Any]:
         if settings.cluster == "auto"
         else tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.name == "posix" else None)
     )
+    # Whatever `log_to_driver` says, Ray prints pages about a machine that is lost; here it is a line.
+    reports, ray._private.worker.print_to_stdstream = ray._private.worker.print_to_stdstream, lambda *_, **__: None
     try:
         dashboard = _start(ray, folder, options) if folder else _join(ray)
         if dashboard:
@@ -101,6 +103,7 @@ def connected(settings: Settings, **options: Any) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        ray._private.worker.print_to_stdstream = reports
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
 

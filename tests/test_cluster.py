@@ -129,7 +129,7 @@ def test_a_cluster_trains_what_one_process_would_train(prepared, seen, capsys):
 
 @needs_ray
 @pytest.mark.slow
-def test_a_worker_and_a_machine_may_die(prepared, seen, monkeypatch):
+def test_a_worker_and_a_machine_may_die(prepared, seen, monkeypatch, capfd):
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": cluster.OBJECT_STORE})
@@ -145,7 +145,7 @@ def test_a_worker_and_a_machine_may_die(prepared, seen, monkeypatch):
         if not killed:
             os.kill(process.pid, signal.SIGKILL)
             killed.append((row.name, row.epoch, process.pid))
-        elif not removed and process.pid != killed[0][2] and raylet in [parent.pid for parent in process.parents()]:
+        elif not removed and row.name != killed[0][0] and raylet in [parent.pid for parent in process.parents()]:
             removed.append((row.name, row.epoch, process.pid))
             nodes.remove_node(other, allow_graceful=False)
 
@@ -156,6 +156,8 @@ def test_a_worker_and_a_machine_may_die(prepared, seen, monkeypatch):
     finally:
         nodes.shutdown()
     assert killed and removed and len(runs.trained) == 6
+    out, errors = capfd.readouterr()
+    assert errors.count("takes it over") >= 2 and "raylet" not in out + errors
     for name, epoch, pid in killed + removed:
         later = [row for row in seen[name.partition(" ")[0]] if not row.worker.endswith(f"/{pid}") and row.epoch]
         assert min(row.epoch for row in later) > 1 and epoch > 1, "it does not resume"
