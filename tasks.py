@@ -204,7 +204,7 @@ use
   export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT=
   recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
 maintain
-  install extras cluster lock                    .venv; what demo and export need; Ray; pinned versions
+  install extras cluster lock                    .venv; for demo and export; for CLUSTER=; pins
   verify rebuild missing adopt                   stored runs: check, restore, complete, adopt: ROOT=
   clean clean-cache                              delete build/; delete the feature cache of ROOT=
   test test-all stress lint bench                tests; style and types; benchmark: BENCH=

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from animals10.catalogue import CATALOGUE
-from animals10.cluster import Driver, connected
+from animals10.cluster import Driver
+from animals10.cluster_connection import connected
 from animals10.experiments import Experiment
 from animals10.models import Transfer
 from animals10.planning import Task, estimated_work

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import auxiliary as aux
-from animals10 import cluster
+from animals10.cluster_connection import OBJECT_STORE
 from animals10.cluster_progress import RunTable
 from animals10.execution import source_of
 from animals10.machine import describe_machine, report_machines
@@ -132,9 +132,9 @@ def test_a_cluster_trains_what_one_process_would_train(prepared, seen, capsys):
 def test_a_worker_and_a_machine_may_die(prepared, seen, monkeypatch, capfd):
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": cluster.OBJECT_STORE})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": OBJECT_STORE})
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-    other = nodes.add_node(num_cpus=1, object_store_memory=cluster.OBJECT_STORE)
+    other = nodes.add_node(num_cpus=1, object_store_memory=OBJECT_STORE)
     raylet = other.all_processes["raylet"][0].process.pid
     killed, removed = [], []
 

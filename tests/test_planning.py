@@ -23,7 +23,7 @@ def test_the_longest_chain_of_work_comes_first(tmp_path):
         def build(self, n_classes, image_size, weights=None):
             raise RuntimeError
 
-    small, large = (aux.Experiment(f"cnn{n}", aux.CNN((n,), (2,)), TRAINING) for n in (4, 8))
+    small, large = (aux.Experiment(f"cnn{n}", aux.CNN((n,), (2,), (), ()), TRAINING) for n in (4, 8))
     short = dataclasses.replace(small, id="short", training=aux.Training(1e-3, 5))
     child = dataclasses.replace(small, id="child", training=aux.Training(1e-3, 8), init_from=short)
     unknown = aux.Experiment("unknown", Broken((4,), (2,)), TRAINING)
