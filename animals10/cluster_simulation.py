@@ -55,7 +55,7 @@ class _Waiting(Driver):
 
         super().__init__(ray, workspace, tasks, runs, attempt, Path(), "")
         self.table.place = "log"  # no table of them
-        self.seconds, self.n_workers, self.remote = seconds, n_workers, ray.remote(num_cpus=1)(time.sleep)
+        self.seconds, self.n_workers, self.remote = seconds, n_workers, _waiting_task(ray)
 
     def _without_training(self, task: Task) -> Run | None:
         return None
@@ -102,7 +102,7 @@ def simulate(results: Path, workers: Sequence[int], seconds: float) -> pd.DataFr
     print(f"{hours}\nworkers  makespan     bound     order  ratio", flush=True)
     with connected(workspace.settings, num_cpus=max(workers)) as ray:
         n_processes = min(len(tasks), max(workers))
-        wait = ray.remote(num_cpus=1)(time.sleep)
+        wait = _waiting_task(ray)
         ray.get([wait.remote(5) for _ in range(n_processes)])  # starts the processes, which are not measured
         for n in workers:
             bound = max(path, work / n)
@@ -118,6 +118,14 @@ def simulate(results: Path, workers: Sequence[int], seconds: float) -> pd.DataFr
             rows.append(row)
             print("{workers:7}  {makespan:8.2f}  {bound:8.2f}  {order:8.2f}  {ratio:5.3f}".format(**row), flush=True)
     return pd.DataFrame(rows)
+
+
+def _waiting_task(ray: Any) -> Any:
+    # A function in a function reaches the workers by value: they need not import this module, and with it TensorFlow.
+    def wait(seconds: float) -> None:
+        time.sleep(seconds)
+
+    return ray.remote(num_cpus=1)(wait)
 
 
 def task_durations(workspace: Any, tasks: Sequence[Task], results: Path) -> dict[str, float]:
