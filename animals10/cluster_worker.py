@@ -77,6 +77,9 @@ class _Reporter(keras.callbacks.Callback):
         super().__init__()
         self.send = send
 
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        self.send(left=None)  # what was left of preparing
+
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.send(state="training", epoch=epoch + 1)
 

@@ -78,8 +78,8 @@ def run_notebooks(
         os.environ[progress.AS_LOG] = "lines"
     for number, name in enumerate(names, start=1):
         target = folder / name
-        if settings.cluster and name != names[0] and names == NOTEBOOKS and not settings.publish:
-            # All at once: the notebooks would train one section after the other.
+        if settings.cluster and number == 2 and tuple(names) == NOTEBOOKS and not settings.publish:
+            # All at once, on images that are there now: the notebooks would train one section after the other.
             train_all(settings, CATALOGUE)
         print(f"[{number}/{len(names)}] {name} → {display_path(target)}", file=sys.stderr, flush=True)
         execute_notebook(REPOSITORY / name, target)
