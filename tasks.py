@@ -32,10 +32,10 @@ NEWEST = (3, 13)  # version of Python for which TensorFlow and all others have p
 
 # Each setting reaches notebooks and scripts as ANIMALS10_<name>. Variables are for single tasks.
 SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS
-    DETERMINISTIC TENSORBOARD PUBLISH ALL PRECISION""".split()
+    DETERMINISTIC CLUSTER CPUS_PER_RUN GPUS_PER_RUN TENSORBOARD PUBLISH ALL PRECISION""".split()
 VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED CALIBRATED REJECT FORMAT PORT RUNS RECIPES LABELS BENCH
     EXPERIMENTS REPETITIONS WRITE WITH_IMAGES WORKERS""".split()
-OF_INSTALL = ["VENV", "CONSTRAINTS"]  # on the command line alone: others use such names in the environment
+OF_COMMAND_LINE = ["VENV", "CONSTRAINTS", "CLUSTER"]  # alone: others use such names in the environment
 
 FIRST = "tests/notebooks/01-preprocessing.ipynb"
 NBVAL = ["--nbval-lax", "--nbval-cell-timeout=1200"]
@@ -95,8 +95,8 @@ class Runner:
 
     # ── The environment ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def install(self, extras: bool = False) -> None:
-        """Makes the environment, unless it is there: with the requirements as they are now, and the extras if asked.
+    def install(self, extras: bool = False, cluster: bool = False) -> None:
+        """Makes the environment, unless it is there: with the requirements as they are now, extras and Ray if asked.
 
         One that VENV names, and that is not of this function's making, is used as it is.
         """
@@ -106,8 +106,8 @@ class Runner:
         if self["CONSTRAINTS"]:
             sources, arguments = ["pyproject.toml", self["CONSTRAINTS"]], ["-e", ".[all]", "-c", self["CONSTRAINTS"]]
         self._install_once("ready", sources, arguments)
-        if extras:
-            self._install_once("extras", [*sources, "requirements-extras.txt"], ["-r", "requirements-extras.txt"])
+        for name in ["extras"] * extras + ["cluster"] * cluster:
+            self._install_once(name, [*sources, f"requirements-{name}.txt"], ["-r", f"requirements-{name}.txt"])
 
     def _install_once(self, stamp: str, sources: list[str], arguments: list[str]) -> None:
         contents = b"".join((REPOSITORY / name).read_bytes().replace(b"\r", b"") for name in sources)
@@ -191,7 +191,7 @@ start
   lab            open JupyterLab on working copies of the notebooks: ROOT=
   data           download Animals-10 into data/raw-img
   quick          a first result in minutes on your images, one linear probe: RAW= ROOT=
-  full           run the three notebooks on your images: RAW= ROOT= WEIGHTS= ONLY= …
+  full           run the three notebooks on your images: RAW= ROOT= WEIGHTS= ONLY= CLUSTER=local …
 look
   report         write build/report/report.html of all stored runs: ROOT= WITH_IMAGES=1
   efficiency     measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
@@ -203,7 +203,7 @@ use
   labels         rank images whose labels may be wrong: RAW= ROOT= LABELS=
   recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
 maintain
-  install extras lock                            .venv; what demo and export need; pinned versions
+  install extras cluster lock                    .venv; for demo and export; for CLUSTER=; pins
   verify rebuild missing adopt                   stored runs: check, restore, complete, adopt: ROOT=
   clean clean-cache                              delete build/; delete the feature cache of ROOT=
   test test-all stress lint bench                tests; style and types; benchmark: BENCH=
@@ -226,7 +226,7 @@ def script(name: str, *words: str | Words, profile: str = "full", extras: bool =
 
     def task(runner: Runner) -> None:
         arguments = [part for word in words for part in ([word] if isinstance(word, str) else word(runner))]
-        runner.install(extras)
+        runner.install(extras, bool(runner["CLUSTER"]))
         runner.script(name, arguments, ({"PROFILE": profile} if profile else {}) | settings)
 
     return task
@@ -290,8 +290,8 @@ def sample_notebooks(runner: Runner) -> None:
 
 
 def lock(runner: Runner) -> None:
-    """Updates requirements.lock, the pinned dependencies of both requirements files (needs uv)."""
-    names = "requirements.txt", "requirements-extras.txt"
+    """Updates requirements.lock, the pinned dependencies of all requirements files (needs uv)."""
+    names = "requirements.txt", "requirements-extras.txt", "requirements-cluster.txt"
     lines = [line for name in names for line in (REPOSITORY / name).read_text(encoding="utf-8").splitlines()]
     command = "uv pip compile --universal --python-version 3.11 --quiet --no-header --no-annotate --no-emit-index-url"
     with tempfile.TemporaryDirectory() as folder:
@@ -339,6 +339,7 @@ TASKS: dict[str, Task] = {
     "recipes": script("compare_recipes.py", words("RECIPES")),
     "install": lambda runner: runner.install(),
     "extras": lambda runner: runner.install(extras=True),
+    "cluster": lambda runner: runner.install(cluster=True),
     "lock": lock,
     "verify": script("verify.py", words("RUNS"), profile=""),
     "rebuild": script("rebuild_results.py"),
@@ -365,13 +366,12 @@ TASKS: dict[str, Task] = {
 def main(arguments: list[str]) -> None:
     """Runs the tasks that the command line names, one after the other.
 
-    A variable of the environment counts as well, as make has it; the command line goes first. A name that is neither a
-    setting nor a variable is passed on as a variable of the environment, unless it looks like a typing error.
+    Variables of the environment count; the command line goes first. Unknown names join them, unless they look mistyped.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a console of Windows may lack a character
-    values = {name: os.environ[name] for name in (*SETTINGS, *VARIABLES) if os.environ.get(name)}
-    known, tasks = [*SETTINGS, *VARIABLES, *OF_INSTALL], []
+    values = {name: os.environ[name] for name in {*SETTINGS, *VARIABLES} - {*OF_COMMAND_LINE} if os.environ.get(name)}
+    known, tasks = [*SETTINGS, *VARIABLES, *OF_COMMAND_LINE], []
     for word in arguments:
         name, equals, text = word.partition("=")
         if not equals:

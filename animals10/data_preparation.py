@@ -14,7 +14,7 @@ import pandas as pd
 import tensorflow as tf
 
 from animals10.augmentation import AUGMENTATION_VERSION, Augmentation, mixing
-from animals10.environment import device_name
+from animals10.environment import numeric_device
 from animals10.experiments import Experiment, Training
 from animals10.features import cached_features, feature_batches, inference_function, weights_sha256
 from animals10.files import UserError
@@ -185,7 +185,7 @@ class FeatureCache:
         frozen = keras.Model(model.input, list(layers.outputs.values()))
         self.inference = cache(lambda: inference_function(frozen))  # built when first needed
         config = json.dumps(network_config(frozen, trainable=False), sort_keys=True)
-        self.key = {"network": self.title, "image_size": context["image_size"], "device": device_name()}
+        self.key = {"network": self.title, "image_size": context["image_size"], "device": numeric_device()}
         self.key |= {"preprocessing": preprocessing_contract(), "weights_sha256": weights_sha256(frozen.layers)}
         self.key |= {"config_sha256": hashlib.sha256(config.encode()).hexdigest(), "outputs": list(layers.outputs)}
         self.key |= {"precision": context["precision"]}

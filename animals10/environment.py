@@ -15,25 +15,49 @@ import PIL
 import sklearn
 import tensorflow as tf
 
-from animals10.files import REPOSITORY
+from animals10.files import REPOSITORY, UserError
+from animals10.machine import available_threads, instruction_set
 from animals10.progress import tell
+from animals10.quiet import THREADS
 
 
-def configure_device(deterministic: bool = False, precision: str = "default") -> str:
+def configure_device(deterministic: bool = False, precision: str = "default", threads: int | None = None) -> str:
     """Sets the precision in which models are built: mixed float16 on a GPU, unless another is set, else float32.
 
     Args:
         deterministic: Whether a GPU must repeat results bit by bit, which is slower.
         precision: The setting, see `precision.resolve_precision`.
+        threads: Number of TensorFlow's threads, which decides the last digits of results on a CPU; None for any.
 
     Returns:
         The name of the device, see `device_name`.
+
+    Raises:
+        UserError: TensorFlow has started with another number of threads.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     is_mixed = bool(tf.config.list_physical_devices("GPU")) and precision in ("default", "auto")
     keras.config.set_dtype_policy("mixed_float16" if is_mixed else "float32")
+    if threads and threads != count_threads():
+        raise UserError(
+            f"ANIMALS10_CPUS_PER_RUN is {threads}, but TensorFlow has started with {count_threads()} threads: set that "
+            "variable of the environment before this program or kernel starts."
+        )
     return device_name()
+
+
+def count_threads() -> int:
+    """Returns the number of threads that share an operation of TensorFlow."""
+    text = os.environ.get(THREADS[0], "")
+    return tf.config.threading.get_intra_op_parallelism_threads() or int(text or 0) or available_threads()
+
+
+def numeric_device() -> Any:
+    """Returns what of the device decides the last digits of results, as JSON can hold it."""
+    if tf.config.list_physical_devices("GPU"):
+        return device_name()
+    return {"instructions": instruction_set(), "threads": count_threads()}
 
 
 def device_name() -> str:
@@ -58,6 +82,7 @@ def software_versions() -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": {
             "cores": os.cpu_count(),
+            "of_a_run": count_threads(),
             "intra_op": tf.config.threading.get_intra_op_parallelism_threads(),
             "inter_op": tf.config.threading.get_inter_op_parallelism_threads(),
         },

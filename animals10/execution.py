@@ -62,6 +62,7 @@ class Job:
         prefix: Begins the line of progress, such as `[3/49] `.
         shared: The images whose features other workspaces share, if it is a run of such a workspace, a fold say.
         callback: Takes part in the training, if there is one.
+        source: The source of the architecture's class, where another process tells it.
     """
 
     settings: Settings
@@ -74,6 +75,7 @@ class Job:
     prefix: str = ""
     shared: SharedImages | None = None
     callback: keras.callbacks.Callback | None = None
+    source: str | None = None
 
     @property
     def unfinished_folder(self) -> Path:
@@ -362,10 +364,6 @@ def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
 def run_record(job: Job, row: ResultRow, model: keras.Model, clock: dict[str, float]) -> dict[str, Any]:
     """Returns what `run.json` holds: the full specification, the row, checksums, times and versions."""
     experiment, splits = job.experiment, job.splits
-    source = None
-    if experiment.is_custom:
-        with suppress(OSError, TypeError):  # Python cannot always tell the source of a class that a cell defines
-            source = inspect.getsource(type(experiment.model))
     return {
         "spec": experiment.specification() | {"settings": dict(job.context)},
         "digest": job.digest,
@@ -376,9 +374,17 @@ def run_record(job: Job, row: ResultRow, model: keras.Model, clock: dict[str, fl
         "seconds": {step: round(clock[step] - clock[before], 2) for before, step in pairwise(clock)},
         "images_sha256": images_sha256(splits),
         "environment": software_versions() | {"deterministic": job.settings.deterministic},
-        "source": source,
+        "source": job.source or source_of(experiment),
         "files_sha256": files_sha256(job.unfinished_folder),
     }
+
+
+def source_of(experiment: Experiment) -> str | None:
+    """Returns the source of an architecture's class if it is the user's own; None where Python cannot tell it."""
+    if experiment.is_custom:
+        with suppress(OSError, TypeError):  # of some classes that a cell defines
+            return inspect.getsource(type(experiment.model))
+    return None
 
 
 def images_sha256(splits: Splits) -> str:

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from IPython import get_ipython
 from tqdm import tqdm
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 30.0  # in a log file
 AS_LOG = "NOTEBOOK_PROGRESS"  # the variable that `lines` tells a notebook to write its progress for a log file
-Place = Literal["terminal", "notebook", "log", "log of a notebook"]
+Place = Literal["terminal", "notebook", "log", "log of a notebook", "listener"]
 
 
 def place() -> Place:
@@ -43,7 +43,13 @@ class Progress(tqdm):
     """A progress bar of tqdm, with the same options, that is shown as this place allows.
 
     In a log, the bar is a line every half a minute; a bar that had one has a last line at its end.
+
+    Attributes:
+        listener: If it is set, it is called in place of drawing, once a second at most: a worker of a cluster passes
+            its progress on.
     """
+
+    listener: ClassVar["Callable[[Progress], None] | None"] = None
 
     def __init__(self, *args: Any, in_steps: bool = False, **options: Any):
         """Takes what tqdm takes.
@@ -53,13 +59,15 @@ class Progress(tqdm):
             in_steps: Whether a log gets lines only where the description is set, and one by `finish` in any case.
             **options: As for tqdm; with `file`, the bar is a bar of tqdm and nothing else.
         """
-        self.place: Place = "terminal" if "file" in options else place()
+        self.place: Place = "terminal" if "file" in options else "listener" if Progress.listener else place()
         self.shown, self.has_lines, self.is_finished = time.monotonic(), False, False
         if self.place == "notebook":
             options |= {"file": sys.stdout, "mininterval": 0.5, "ncols": 100}
         elif self.place != "terminal":
             options |= {"file": io.StringIO(), "ncols": 100}  # lines are printed by `display`
-            if in_steps:
+            if self.place == "listener":
+                options |= {"mininterval": 1.0}
+            elif in_steps:
                 options |= {"miniters": float("inf"), "maxinterval": float("inf")}
         super().__init__(*args, **options)
 
@@ -67,6 +75,9 @@ class Progress(tqdm):
         """Draws the bar, or prints a line if it is time for one."""
         if self.place in ("terminal", "notebook"):
             return super().display(msg, pos)
+        if Progress.listener:
+            Progress.listener(self)
+            return True
         now = time.monotonic()
         if self.is_finished or now - self.shown >= SECONDS_BETWEEN_LINES:
             self.shown, self.has_lines = now, True

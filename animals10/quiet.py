@@ -24,6 +24,17 @@ LOG_LINE = re.compile(rb"(?:([IWEF])\d{4} \S+ +\d+ |\d{4}-\d\d-\d\d \S+ ([IWEF])
 # repaired.
 START_LINE = re.compile(rb"WARNING: All log messages before absl::InitializeLog|To enable the following instructions: ")
 FALSE_ERROR = re.compile(rb"failed call to cuInit|Unable to register cu\w+ factory|oneDNN supports DT_HALF only on")
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # TensorFlow's variables
+
+
+def limit_threads() -> None:
+    """Makes TensorFlow start with as many threads as `ANIMALS10_CPUS_PER_RUN` says, if runs are trained here.
+
+    It takes them with what it computes first, which is while this package is imported.
+    """
+    threads = os.environ.get("ANIMALS10_CPUS_PER_RUN", "").strip()
+    if threads.isdigit() and not os.environ.get("ANIMALS10_CLUSTER", "").strip():
+        os.environ.update(dict.fromkeys(THREADS, threads))
 
 
 def quiet_tensorflow() -> None:

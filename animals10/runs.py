@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 import pandas as pd
 
-from animals10.files import UserError, display_path, expand_user, read_json, read_table, reading
+from animals10.files import UserError, display_path, expand_user, file_sha256, read_json, read_table, reading
 from animals10.progress import tell
 
 if TYPE_CHECKING:
@@ -298,6 +298,19 @@ def run_of_row(root: Path, model_id: str, run_id: str) -> Run:
     adopted = root / STUDY / name
     is_adopted = adopted.exists() and not (root / "models" / name).exists()
     return Run(model_id, adopted if is_adopted else root / "models" / name)
+
+
+def changed_files(run: Run) -> list[str]:
+    """Returns a line for each file of a stored run that is not the one that was stored.
+
+    Raises:
+        UserError: `run.json` is missing or damaged, or a file cannot be read.
+    """
+    return [
+        f"{name} is not the file that was stored"
+        for name, sha256 in run.record["files_sha256"].items()
+        if not run.file(name).exists() or file_sha256(run.file(name)) != sha256
+    ]
 
 
 def stored_runs(root: Path) -> Runs:

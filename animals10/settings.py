@@ -57,6 +57,12 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         precision: Compute precision of training, see `precision.resolve_precision`; the default is float32 on a CPU and
             mixed float16 on a GPU.
         deterministic: Whether a GPU must repeat results bit by bit, which is slower. A CPU always does.
+        cluster: Where runs are trained: empty for this process, `local` for several processes of this machine, `auto`
+            for the Ray cluster that `RAY_ADDRESS` names, or that this machine belongs to.
+        cpus_per_run: Threads of a run, and the CPUs that it takes of a cluster. By default all cores of this process,
+            and 2 in a cluster. Equal numbers give equal results, to the last digit.
+        gpus_per_run: GPUs that a run takes of a cluster, also a part of one such as 0.5. By default 1 where this
+            machine has a GPU, else 0.
         tensorboard: Whether each training writes a folder of `logs/` for TensorBoard.
         publish: Whether notebooks are executed for publication: nothing is trained, and figures show no photographs.
             Figures learn this from the environment variable alone, see `hides_photographs`.
@@ -78,6 +84,9 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     views: int = pydantic.Field(4, ge=1, le=100)
     precision: Literal["default", "float32", "bfloat16", "auto"] = "default"
     deterministic: bool = False
+    cluster: Literal["", "local", "auto"] = ""
+    cpus_per_run: int | None = pydantic.Field(None, ge=1)
+    gpus_per_run: float | None = pydantic.Field(None, ge=0)
     tensorboard: bool = False
     publish: bool = False
 
@@ -186,6 +195,20 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
         if wanted and not importlib.util.find_spec("tensorboard"):
             raise ValueError("TensorBoard is not installed; `make extras` installs it")
         return wanted
+
+    @pydantic.field_validator("cluster")
+    @classmethod
+    def _ray_is_installed(cls, cluster: str) -> str:
+        if cluster and not importlib.util.find_spec("ray"):
+            raise ValueError("Ray is not installed; `make cluster` installs it")
+        return cluster
+
+    @pydantic.field_validator("gpus_per_run")
+    @classmethod
+    def _gpus_are_whole(cls, gpus: float | None) -> float | None:
+        if gpus and gpus > 1 and not gpus.is_integer():
+            raise ValueError("allowed is a whole number, or a part of one such as 0.5")
+        return gpus
 
     @property
     def raw_folder(self) -> Path:

@@ -205,19 +205,22 @@ def _append_rows(path: Path, process: int, each: int) -> None:
         append_row(path, {"run_id": f"{process}-{number}", "model_id": 'a,\n"b"', "remark": "x" * number}, COLUMNS)
 
 
-def stress(cases: int, kills: int, training_kills: int, seed: int) -> None:
+def stress(cases: int, kills: int, training_kills: int, rounds: int, seed: int) -> None:
     """Runs the stress test on the sample in a temporary folder, and prints what it did and what was lost.
 
     Args:
         cases: Number of folders of good and bad files.
         kills: Minimum number of kills of processes that prepare images.
         training_kills: Minimum number of kills of processes that train.
+        rounds: How often a worker is killed and a machine is lost on a cluster.
         seed: Decides the files and the moments.
 
     Raises:
         UserError: A row was lost, or something crashed or ended differently; what is left stays in the folder.
     """
-    from animals10.bad_input import check_many_folders  # needs hypothesis, which the killed processes need not import
+    # They need hypothesis and TensorFlow, which the killed processes need not import.
+    from animals10.bad_input import check_many_folders
+    from animals10.cluster_stress import kill_on_cluster
 
     workspace = Path(tempfile.mkdtemp(prefix="stress-"))
     print(f"seed {seed}, in {workspace}", flush=True)
@@ -230,12 +233,14 @@ def stress(cases: int, kills: int, training_kills: int, seed: int) -> None:
     print(f"rows: {len(rows)} appended by 8 processes, {lost} lost, {repeated} twice", flush=True)
     preprocessing = kill_preprocessing(workspace / "preprocessing", compose_sample(), kills=kills, seed=seed)
     training = kill_training(workspace / "training", compose_sample(), kills=training_kills, seed=seed)
-    for name, tally in (("preprocessing", preprocessing), ("training", training)):
+    cluster = kill_on_cluster(workspace / "cluster", compose_sample(), rounds=rounds, seed=seed)
+    tallies = {"preprocessing": preprocessing, "training": training, "training on a cluster": cluster}
+    for name, tally in tallies.items():
         outcome = f"{len(tally.faults)} ended differently from an undisturbed run"
         print(f"kills during {name}: {tally.kills} in {tally.starts} starts, {outcome}", flush=True)
-    faults = [*tried.faults, *preprocessing.faults, *training.faults]
+    faults = [*tried.faults, *(fault for tally in tallies.values() for fault in tally.faults)]
     print(*faults, sep="\n", end="\n" if faults else "")
-    n_kills = preprocessing.kills + training.kills
+    n_kills = sum(tally.kills for tally in tallies.values())
     print(f"cases {tried.cases}, kills {n_kills}, rows {len(rows)}, lost {lost}, faults {len(faults)}")
     if faults or lost or repeated:
         raise UserError(f"The stress test failed: something was lost or crashed. What is left is in {workspace}.")

@@ -14,11 +14,11 @@ import pandas as pd
 from animals10.calibration import fitted_temperature
 from animals10.csv_append import rebuild_rows
 from animals10.evaluation import metrics, predict_table
-from animals10.files import UserError, display_path, file_sha256
+from animals10.files import UserError, display_path
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
 from animals10.results import RESULT_COLUMNS, read_results
-from animals10.runs import CALIBRATION, VALIDATION, Run, is_called, stored_runs
+from animals10.runs import CALIBRATION, VALIDATION, Run, changed_files, is_called, stored_runs
 from animals10.settings import Settings
 from animals10.splits import load_splits
 
@@ -78,12 +78,7 @@ def find_problems(settings: Settings, run: Run, rows: pd.DataFrame) -> list[str]
         UserError: A file of the run, or of the workspace's images, cannot be read.
     """
     record = run.record
-    changed = [
-        f"{name} is not the file that was stored"
-        for name, sha256 in record["files_sha256"].items()
-        if not run.file(name).exists() or file_sha256(run.file(name)) != sha256
-    ]
-    if changed:
+    if changed := changed_files(run):
         return changed
     row = rows[rows.run_id == record["row"]["run_id"]]
     if len(row) != 1:

@@ -30,6 +30,7 @@ SOURCES = {
     "docs/full-study.md": "what is not measured yet, and how to measure it",
     "data/animals10.md": "origin of the images, missing files, near-duplicates, reference split",
     "docs/usage.md": "commands, settings, experiments of your own",
+    "docs/cluster.md": "several runs at a time, on one machine or on many",
     "docs/design.md": "data flow, identity of a run, reproducibility, columns of results.csv",
 }
 COPIES = {"results.csv": "model_id", "data/results.svg": FIGURE_MARK}  # and what each has among its first bytes

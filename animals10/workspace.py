@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from animals10.augmentation import AUGMENTATION_VERSION
 from animals10.catalogue import CATALOGUE
 from animals10.data_preparation import SharedImages
@@ -37,7 +39,11 @@ class Workspace:
         """Reads the splits, unless they are given, and sets the compute precision of this machine."""
         self.settings, self.splits = settings, splits or load_splits(settings)
         self.shared, self.fold_of = shared, fold_of
-        configure_device(settings.deterministic, settings.precision)
+        configure_device(
+            settings.deterministic, settings.precision, None if settings.cluster else settings.cpus_per_run
+        )
+        if settings.cluster and settings.gpus_per_run is not None:  # that of the machines that train
+            keras.config.set_dtype_policy("mixed_float16" if settings.gpus_per_run else "float32")
         with user_facing_os_errors(settings.models):
             settings.models.mkdir(parents=True, exist_ok=True)
         self._digests: dict[Experiment, str] = {}

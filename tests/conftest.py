@@ -17,7 +17,8 @@ BROWSER_ARGUMENTS = "--headless=new --disable-gpu --disable-quic --no-first-run 
 BROWSER_ARGUMENTS += "--disable-component-update --disable-sync --window-size=1400,900"
 
 
-LONGEST_FIRST = ("test_reproducible", "test_training", "test_notebooks", "test_feature_cache", "test_own_networks")
+LONGEST_FIRST = "test_cluster test_reproducible test_training test_notebooks test_feature_cache".split()
+LONGEST_FIRST += ["test_own_networks"]
 
 
 def pytest_collection_modifyitems(items):

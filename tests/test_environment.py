@@ -1,12 +1,14 @@
-"""The commit that a run records is that of this code, or none, with the reason."""
+"""The commit that a run records, and what of a machine decides the last digits of results."""
 
 import os
 import subprocess
+import sys
 
 import pytest
 
 from animals10 import environment
-from animals10.environment import git_commit
+from animals10.environment import configure_device, git_commit, numeric_device
+from animals10.files import UserError
 
 
 @pytest.fixture
@@ -56,3 +58,30 @@ def test_the_reason_for_no_commit_is_told(repository, monkeypatch, capsys, name,
         value = str(repository.parent)
     monkeypatch.setitem(os.environ, name, value)
     assert git_commit() == "" and reason in capsys.readouterr().err
+
+
+# ── Digits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_threads_and_instruction_set_decide_the_digits_and_the_name_of_the_processor_does_not(monkeypatch):
+    here = numeric_device()
+    monkeypatch.setattr(environment, "device_name", lambda: "CPU of another name, 99 cores")
+    monkeypatch.setattr("os.cpu_count", lambda: 99)
+    assert numeric_device() == here
+    monkeypatch.setattr(environment, "count_threads", lambda: 99)
+    assert numeric_device() != here
+    monkeypatch.undo()
+    monkeypatch.setattr(environment, "instruction_set", lambda: ("x86_64", "SSE"))
+    assert numeric_device() != here
+
+
+def test_the_setting_of_threads_counts_from_the_start_and_is_refused_later():
+    program = (
+        "from animals10.environment import configure_device as configure, count_threads; import tensorflow as tf; "
+    )
+    program += "configure(threads=3); print(count_threads(), tf.random.stateless_normal([2], [1, 2]).shape)"
+    variables = os.environ | {"ANIMALS10_CPUS_PER_RUN": "3"}
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout == "3 (2,)\n"
+    with pytest.raises(UserError, match=r"_CPUS_PER_RUN is 99, but TensorFlow has started with"):
+        configure_device(threads=99)

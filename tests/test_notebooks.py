@@ -168,6 +168,20 @@ OWN_CELLS = [
 OWN_IDS = ["mine_0.001", "mine_0.01", "timed", "timed too", "batches of 8", "batches of 16"]
 
 
+def test_on_a_cluster_all_sections_are_trained_at_once_before_the_notebooks_show_them(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(notebooks, "execute_notebook", lambda source, target: done.append(source.name))
+    monkeypatch.setattr(notebooks, "train_all", lambda settings, experiments: done.append(len(experiments)))
+    monkeypatch.setattr(notebooks, "print_results", lambda settings: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    settings = aux.Settings(root=tmp_path)
+    notebooks.run_notebooks(settings)
+    assert done == [*aux.NOTEBOOKS]
+    done.clear()
+    notebooks.run_notebooks(settings.model_construct(**dict(settings) | {"cluster": "local"}))  # also without Ray
+    assert done == [aux.NOTEBOOKS[0], len(aux.CATALOGUE), *aux.NOTEBOOKS[1:]]
+
+
 def test_a_notebook_of_ones_own_trains_in_loops_magics_and_functions(prepared, tmp_path, monkeypatch):
     folder = tmp_path / "elsewhere"  # not in the repository: the package is installed
     folder.mkdir()

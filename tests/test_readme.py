@@ -32,7 +32,7 @@ PARTS = [
 ]
 COMMANDS = sorted(set(filter(None, PARTS)))
 PROGRAMS = (".venv/bin/pip", ".venv/bin/python", ".venv/bin/pytest", ".venv/bin/jupyter", ".venv/bin/tensorboard")
-PROGRAMS += (".venv/bin/pre-commit", "git", "cd", "pip", "uv")
+PROGRAMS += (".venv/bin/pre-commit", ".venv/bin/ray", "sbatch", "git", "cd", "pip", "uv")
 FOLDERS = ("animals10/", "scripts/", "docs/", "tests/", ".github/", ".ci/")
 
 

@@ -129,6 +129,10 @@ def test_settings_made_in_python_are_checked_in_one_line(tmp_path):
         Settings(root=tmp_path, image_size=5)
     with pytest.raises(UserError, match=r"^ANIMALS10_SEED is -1: "):
         Settings(root=tmp_path).model_copy(update={"seed": -1})
+    with pytest.raises(UserError, match=r"^ANIMALS10_GPUS_PER_RUN is 1.5: allowed is a whole number, or a part of"):
+        Settings(root=tmp_path, gpus_per_run=1.5)
+    with pytest.raises(UserError, match=r"^ANIMALS10_CLUSTER is 'ray': .*'local' or 'auto'"):
+        Settings(root=tmp_path, cluster="ray")
     with pytest.raises(UserError, match=r"^ANIMALS10_ROOT is missing"):
         Settings(raw=tmp_path)
 
@@ -137,12 +141,13 @@ def test_every_setting_is_an_environment_variable(tmp_path):
     values = {"ROOT": tmp_path, "RAW": tmp_path, "IMAGE_SIZE": 96, "WEIGHTS": tmp_path, "MAX_EPOCHS": 2, "FORCE": 1}
     values |= {"SPLIT": "published", "SEED": 7, "FEATURE_CACHE": "off", "VIEWS": 2, "DETERMINISTIC": "yes"}
     values |= {"PROFILE": "full", "TABLE_COLUMNS": "file,label,", "ONLY": "a", "TENSORBOARD": "no", "PUBLISH": "1"}
-    values |= {"ALL": "0", "PRECISION": "auto"}
+    values |= {"ALL": "0", "PRECISION": "auto", "CLUSTER": "", "CPUS_PER_RUN": 3, "GPUS_PER_RUN": 0.5}
     assert {name.lower() for name in values} == set(Settings.model_fields)
     settings = Settings.from_environment({f"ANIMALS10_{name}": str(value) for name, value in values.items()})
     assert (settings.image_size, settings.max_epochs, settings.seed, settings.views) == (96, 2, 7, 2)
     assert (settings.force, settings.deterministic, settings.tensorboard, settings.publish) == (True, True, False, True)
     assert settings.table_columns == ("file", "label")
+    assert (settings.cluster, settings.cpus_per_run, settings.gpus_per_run) == ("", 3, 0.5)
     assert (settings.feature_cache, settings.split, settings.weights) == ("off", "published", str(tmp_path))
     assert settings.precision == "auto"
     assert settings.data == tmp_path / "data" and settings.models == tmp_path / "models"

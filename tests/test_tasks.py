@@ -135,8 +135,10 @@ def checkout(tmp_path):
     """A copy of the repository without git in a folder with an odd name, and an environment that it has not made."""
     folder = tmp_path / "Größe & 画像 (it's)"
     folder.mkdir()
-    for name in ("tasks.py", "pyproject.toml", "requirements.txt", "requirements.lock", "requirements-extras.txt"):
+    for name in ("tasks.py", "pyproject.toml", "requirements.lock"):
         shutil.copy(REPOSITORY / name, folder)
+    for path in REPOSITORY.glob("requirements*.txt"):
+        shutil.copy(path, folder)
     (folder / "scripts").mkdir()
     return folder
 
