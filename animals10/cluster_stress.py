@@ -4,7 +4,6 @@ import importlib.util
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -91,7 +90,7 @@ def _train_disturbed(raw: Path, workspace: Path, moments: random.Random) -> int:
     def disturb() -> None:
         raylet = second.all_processes["raylet"][0].process.pid
         if worker := _wait_for_worker(moments.uniform(0, LATEST)):
-            os.kill(worker.pid, signal.SIGKILL)
+            worker.kill()
             done.append(worker.pid)
         if _wait_for_worker(moments.uniform(0, LATEST), raylet, worker):
             cluster.remove_node(second, allow_graceful=False)
