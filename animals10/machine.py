@@ -26,7 +26,8 @@ def instruction_set() -> tuple[str, ...]:
 
 def available_threads() -> int:
     """Returns the number of threads that TensorFlow starts unless it is told otherwise."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # on Linux alone
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def wait_for(path: Path, seconds: float = SECONDS_TO_APPEAR) -> bool:
