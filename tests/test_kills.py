@@ -1,9 +1,12 @@
 import sys
 
+import pytest
+
 from animals10.settings import SAMPLE
 from animals10.stress import READY, kill_preprocessing, survive_kills
 
 
+@pytest.mark.slow
 def test_images_that_are_prepared_under_kills_end_as_undisturbed(tmp_path):
     raw = tmp_path / "raw"  # a part of the sample, to save time
     for name in ("cane", "gatto"):

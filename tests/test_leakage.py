@@ -68,6 +68,7 @@ def worth(workspace, groups):
     return rows.loc[("difference", "leaked")], rows
 
 
+@pytest.mark.slow
 def test_partners_that_give_the_label_away_are_worth_much_and_others_nothing(noise):
     workspace, groups = Workspace(noise), groups_of(noise)
     found, rows = worth(workspace, groups)

@@ -40,6 +40,7 @@ def test_a_failing_cell_ends_the_run_and_names_notebook_and_cell(tmp_path):
     assert (tmp_path / "work" / "01-preprocessing.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_two_classes_of_any_name_go_through_all_notebooks(tmp_path, draw):
     classes = {"grüne Äpfel $5$": (40, 200, 40), "красный & co": (200, 40, 40)}
     for name, colour in classes.items():

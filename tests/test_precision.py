@@ -23,7 +23,9 @@ def in_bfloat16(prepared, monkeypatch):
     return prepared.model_copy(update={"precision": "bfloat16"})
 
 
-@pytest.mark.parametrize("experiment", [CNN, TUNED], ids=lambda one: one.id)
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(CNN, id="cnn"), pytest.param(TUNED, id="tuned", marks=pytest.mark.slow)]
+)
 def test_a_bfloat16_training_stores_a_float32_model_that_gives_the_stored_probabilities(in_bfloat16, experiment):
     run = aux.train(in_bfloat16, experiment)
     assert run.record["spec"]["settings"]["precision"] == "mixed_bfloat16" and run.row["device"].endswith(", bfloat16")

@@ -99,7 +99,11 @@ def test_a_killed_training_resumes_to_the_last_digit(prepared, monkeypatch, mode
     ("model", "changes"),
     [
         (CNN, [{"augmentation": aux.Augmentation(rand_augment=0.5)}, {"augmentation": aux.Augmentation(erasing=1.0)}]),
-        (HEAD, [{"weight_decay": 1.0}, {"clip_norm": 1e-3}, {"ema": 0.5}, {"mixup": 0.4}, {"optimizer": "lion"}]),
+        pytest.param(
+            HEAD,
+            [{"weight_decay": 1.0}, {"clip_norm": 1e-3}, {"ema": 0.5}, {"mixup": 0.4}, {"optimizer": "lion"}],
+            marks=pytest.mark.slow,
+        ),
         (Residual(), [{"stochastic_depth": 0.5}, {"cutmix": 1.0}, {"cutmix": 1.0, "class_weights": True}]),
     ],
     ids=["pixels", "cached pooled features", "cached feature maps"],
