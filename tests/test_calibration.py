@@ -325,6 +325,7 @@ def test_what_cannot_be_calibrated_is_one_line(prepared, run, tmp_path):
     assert not top and shown is None and "lies in no run's folder" in message
 
 
+@pytest.mark.slow
 def test_exported_models_give_calibrated_probabilities_beside_the_others(prepared, run, capfd):
     for name in ("ai_edge_litert.interpreter", "onnx", "onnxruntime", "tf2onnx"):
         pytest.importorskip(name, reason=f"{name} is not installed: run `make extras`", exc_type=ImportError)

@@ -59,6 +59,7 @@ def test_an_ensemble_is_a_run_like_any_other(prepared, capsys, tmp_path):
     assert top[0][0] == run.predictions.predicted[0] and heatmap is None and "several networks" in message
 
 
+@pytest.mark.slow
 def test_the_runs_of_folds_form_an_ensemble_without_a_validation_accuracy(prepared):
     found = aux.cross_validate(prepared, SMALL, folds=3)
     run = aux.ensemble(prepared, found.runs, "folds", mirrored=True)

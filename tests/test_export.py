@@ -71,6 +71,7 @@ def test_exported_models_agree_with_keras_and_say_how_to_use_them(extras, prepar
     assert "model.onnx" not in names_in(folder) and not [name for name in names_in(folder) if name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_an_ensemble_over_mirror_images_is_exported(extras, prepared, run, capfd):
     other = aux.train(prepared, aux.Experiment("other", aux.CNN((4,), (4,), (8,)), aux.Training(1e-2, epochs=1)))
     both = aux.ensemble(prepared, [run, other], "both", mirrored=True)

@@ -43,6 +43,7 @@ def test_a_bfloat16_training_stores_a_float32_model_that_gives_the_stored_probab
 
 
 def test_scaling_and_probabilities_stay_float32_and_layers_stay_frozen():
+    keras.backend.clear_session()  # which numbers layers anew
     model = aux.Transfer("MobileNetV2", (8,)).build(3, 32)
     copy = in_precision(model, "mixed_bfloat16")
     kinds = {layer.name: layer.compute_dtype for layer in copy.layers}

@@ -104,7 +104,11 @@ def test_a_killed_training_resumes_to_the_last_digit(prepared, monkeypatch, mode
             [{"weight_decay": 1.0}, {"clip_norm": 1e-3}, {"ema": 0.5}, {"mixup": 0.4}, {"optimizer": "lion"}],
             marks=pytest.mark.slow,
         ),
-        (Residual(), [{"stochastic_depth": 0.5}, {"cutmix": 1.0}, {"cutmix": 1.0, "class_weights": True}]),
+        pytest.param(
+            Residual(),
+            [{"stochastic_depth": 0.5}, {"cutmix": 1.0}, {"cutmix": 1.0, "class_weights": True}],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["pixels", "cached pooled features", "cached feature maps"],
 )

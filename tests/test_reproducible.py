@@ -39,6 +39,7 @@ def environment():
     return os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_predictions_in_any_order(settings, tmp_path, environment):
     first, second = tmp_path / "first", tmp_path / "second"
     subprocess.run(script(settings, first, "cnn, tuned"), check=True, env=environment, capture_output=True)
