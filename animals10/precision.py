@@ -8,17 +8,18 @@ import platform
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from animals10.models import Architecture, Transfer
-from animals10.progress import tell
+from animals10.progress import tell_once
 
 BFLOAT16 = "mixed_bfloat16"  # Keras's name of the policy
 FLOAT32_LAYERS = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.Softmax)
-# Depthwise convolutions gain nothing, and slow the others down: `make bench` measures a pass of each backbone.
-NOT_FASTER = ("MobileNet", "NASNet", "Xception", "EfficientNetB")
+# Backbones whose frozen pass is slower in bfloat16 on a CPU, as `make bench BENCH="--backbones …"` prints.
+NOT_FASTER = ("MobileNet", "EfficientNetB0")
 
 
 @cache
@@ -46,13 +47,13 @@ def resolve_precision(setting: str, architecture: Architecture) -> str:
     if setting == "float32":
         return "float32"
     if not multiplies_in_bfloat16():
-        _say_once(f"PRECISION={setting}: this machine does not multiply in bfloat16, so float32 is used.")
+        tell_once(f"PRECISION={setting}: this machine does not multiply in bfloat16, so float32 is used.")
         return "float32"
     backbone = architecture.backbone if isinstance(architecture, Transfer) else ""
     if setting == "auto" and backbone.startswith(NOT_FASTER):
-        _say_once(f"PRECISION=auto: {backbone} gains nothing by bfloat16, so float32 is used.")
+        tell_once(f"PRECISION=auto: {backbone} gains nothing by bfloat16, so float32 is used.")
         return "float32"
-    _say_once(f"PRECISION={setting}: {backbone or type(architecture).__name__} is trained in bfloat16.")
+    tell_once(f"PRECISION={setting}: {backbone or type(architecture).__name__} is trained in bfloat16.")
     return BFLOAT16
 
 
@@ -67,7 +68,9 @@ def in_precision(model: keras.Model, policy: str) -> keras.Model:
     """
     last = {output._keras_history.operation.name for output in model.outputs}
 
-    def clone(layer: keras.Layer) -> keras.Layer:
+    def clone(layer: Any) -> Any:
+        if not isinstance(layer, keras.Layer):  # an operation such as a sum, which computes in the dtype of its input
+            return type(layer).from_config(layer.get_config())
         gives_probabilities = layer.name in last or getattr(layer, "activation", None) is keras.activations.softmax
         stays = gives_probabilities or isinstance(layer, FLOAT32_LAYERS)
         return type(layer).from_config(layer.get_config() | {"dtype": "float32" if stays else policy})
@@ -77,8 +80,3 @@ def in_precision(model: keras.Model, policy: str) -> keras.Model:
         mine.trainable = original.trainable  # the layer of the input, which has no weights, would lose it
     copy.set_weights(model.get_weights())
     return copy
-
-
-@cache
-def _say_once(line: str) -> None:
-    tell(line)

@@ -4,7 +4,6 @@ Trials are evaluated on validation images, never on the test images. They are or
 `search/NAME/`, so `results.csv` has no rows of them; those of a cross-validated search are stored with its folds.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import keras
 import pandas as pd
 
 from animals10.augmentation import Augmentation
-from animals10.cross_validation import FoldedImages, cross_entropy, link_processed_images
+from animals10.cross_validation import FoldedImages, cross_entropy, link_data
 from animals10.data_preparation import SharedImages
 from animals10.evaluation import metrics
 from animals10.experiments import Experiment, Training, check_id
@@ -107,7 +106,7 @@ def search(
     with user_facing_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     evaluate = _Folds(settings, folds, repeats) if folds else _Validation(settings, folder)
-    study = _study(optuna, folder, name, metric)
+    study = _study(optuna, folder, name, metric, first=0 if folds else FIRST_EPOCHS)
     _check_same(study, folder, evaluate.conditions | {"metric": metric})
     for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):  # it was interrupted
         study.enqueue_trial(trial.params)
@@ -192,7 +191,7 @@ class _Validation:
     def __init__(self, settings: Settings, folder: Path):
         splits = load_splits(settings)
         shared = SharedImages(settings, pd.concat([splits.train, splits.val]))
-        link_processed_images(settings, folder / "data")
+        link_data(settings, folder / "data")
         # The test set stays untouched: the validation images stand in its place.
         own = replace(splits, test=splits.val)
         self.workspace = Workspace(settings.model_copy(update={"root": folder}), shared, splits.sha256, own)
@@ -266,21 +265,21 @@ def _optuna() -> Any:
     return optuna
 
 
-def _study(optuna: Any, folder: Path, name: str, metric: str) -> "optuna.Study":
+def _study(optuna: Any, folder: Path, name: str, metric: str, first: int) -> "optuna.Study":
     backends = optuna.storages.journal
     path = str(folder / "trials.log")
     # An open lock file, where the default is a symbolic link: Windows grants those to few.
     storage = optuna.storages.JournalStorage(
         backends.JournalFileBackend(path, lock_obj=backends.JournalFileOpenLock(path))
     )
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=FIRST_EPOCHS)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=first)
     options = {"storage": storage, "pruner": pruner, "load_if_exists": True}
     return optuna.create_study(study_name=name, direction=DIRECTIONS[metric], **options)
 
 
 def _conditions(settings: Settings, data_sha256: str) -> dict[str, Any]:
-    names = ("image_size", "seed", "max_epochs", "weights", "feature_cache", "views")
-    return {"images": data_sha256} | {name: json.loads(json.dumps(getattr(settings, name))) for name in names}
+    names = ("image_size", "seed", "max_epochs", "weights", "feature_cache", "views", "precision")
+    return {"images": data_sha256} | {name: getattr(settings, name) for name in names}
 
 
 def _check_same(study: "optuna.Study", folder: Path, conditions: dict[str, Any]) -> None:

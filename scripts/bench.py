@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from animals10.backbones import BACKBONES as ALL_BACKBONES
 from animals10.benchmark import BACKBONES, PARTS, run_benchmark
 from animals10.files import UserError
 from animals10.settings import Settings
@@ -15,7 +16,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="number of synthetic images (%(default)s)")
     parser.add_argument("--repeat", type=int, default=1, help="times that each training is repeated (%(default)s)")
     parser.add_argument("--views", type=int, default=views, help="views in the feature cache (%(default)s)")
-    parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=BACKBONES, help="(all)")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=ALL_BACKBONES, help="(those of the study)")
     parser.add_argument("--skip", nargs="*", default=[], choices=PARTS, help="parts to leave out")
     arguments = parser.parse_args()
     run_benchmark(arguments.images, arguments.repeat, arguments.views, arguments.backbones, arguments.skip)

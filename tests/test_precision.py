@@ -10,6 +10,7 @@ import auxiliary as aux
 from animals10 import precision
 from animals10.input_pipeline import batches
 from animals10.precision import in_precision, resolve_precision
+from animals10.progress import tell_once
 
 CNN = aux.Experiment("cnn", aux.CNN((4, 8), (2, 2), (8,)), aux.Training(1e-3, 2))
 HEAD = aux.Experiment("head", aux.Transfer("MobileNetV2", (8,)), aux.Training(1e-3, 2))
@@ -19,7 +20,7 @@ TUNED = aux.Experiment("tuned", aux.Transfer("MobileNetV2", (8,), unfreeze_last=
 @pytest.fixture
 def in_bfloat16(prepared, monkeypatch):
     monkeypatch.setattr(precision, "multiplies_in_bfloat16", lambda: True)  # every processor can, some slowly
-    precision._say_once.cache_clear()
+    tell_once.cache_clear()
     return prepared.model_copy(update={"precision": "bfloat16"})
 
 
@@ -51,6 +52,13 @@ def test_scaling_and_probabilities_stay_float32_and_layers_stay_frozen():
     assert kinds["rescaling"] == kinds[copy.layers[-1].name] == "float32" and copy.output.dtype == "float32"
     assert {weight.dtype for weight in copy.weights} == {"float32"}
     assert [layer.trainable for layer in copy.layers] == [layer.trainable for layer in model.layers]
+
+
+def test_a_network_with_operations_beside_layers_is_copied():
+    model = aux.Transfer("MobileNetV3Small", (8,)).build(3, 32)
+    copy, pixels = in_precision(model, "mixed_bfloat16"), np.full((2, 32, 32, 3), 90.0, "float32")
+    assert copy.get_layer("conv").compute_dtype == "bfloat16"
+    assert np.allclose(model(pixels), copy(pixels), atol=0.02)
 
 
 def test_the_setting_is_resolved_by_machine_and_architecture_with_one_line(in_bfloat16, monkeypatch, capsys):

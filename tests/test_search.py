@@ -86,6 +86,20 @@ def test_a_cross_validated_search_uses_the_folds_of_a_cross_validation(prepared,
     assert "epoch" not in capsys.readouterr().out  # nothing is trained again
 
 
+def test_a_trial_that_falls_behind_after_a_fold_is_not_trained_on_the_others(prepared):
+    rates = [1e-2] * 5 + [1e-12]
+
+    def in_turn(trial):
+        rate = rates[trial.number]
+        trial.suggest_float("rate", rate, rate)
+        return experiment(rate, epochs=2)
+
+    found = aux.search(prepared, in_turn, trials=6, name="folds", folds=3)
+    assert found.table.set_index("trial").state[5] == "pruned"
+    folds = [path.parent for path in prepared.root.glob("cross-validation/*/*/fold-*/models/small-*/run.json")]
+    assert len(folds) == 3 + 1  # five trials are the same
+
+
 def test_a_search_says_what_it_needs(prepared, monkeypatch):
     with pytest.raises(aux.UserError, match="no metric 'accuracy' to search by: allowed are val_loss, val_accuracy"):
         aux.search(prepared, space, metric="accuracy")
