@@ -12,14 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from animals10.augmentation import AUGMENTATION_VERSION
 from animals10.catalogue import CATALOGUE
 from animals10.csv_append import append_row
 from animals10.dataset import ENGLISH, ITALIAN
-from animals10.evaluation import metrics
+from animals10.evaluation import metric_problems
 from animals10.experiments import Experiment, digest
 from animals10.files import (
     REPOSITORY,
@@ -34,7 +33,7 @@ from animals10.images import processed_names
 from animals10.preprocessing import resize_images, scan_images
 from animals10.reference import reference_files
 from animals10.results import RESULT_COLUMNS, is_other, read_results
-from animals10.runs import CALIBRATION, RUN_FILES, STUDY, Run, RunKey, Runs
+from animals10.runs import CALIBRATION, RUN_FILES, STUDY, Run, RunKey, Runs, run_in
 from animals10.settings import Settings
 from animals10.splits import load_splits
 from animals10.training import train_all
@@ -109,7 +108,7 @@ def adopt_runs(settings: Settings, folder: Path) -> int:
     known = set(read_table(settings.results, ["run_id"]).run_id) if settings.results.exists() else set()
     refused = 0
     for path in sorted(found):
-        run = Run(path.name.rsplit("-", 2)[0], path)
+        run = run_in(path)
         try:
             problems = find_problems(run)
         except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -173,9 +172,7 @@ def find_problems(run: Run) -> list[str]:
     expected = expected_digest(record)
     if expected and expected != record["digest"]:
         problems.append(f"its digest is {record['digest']}, and {expected} by the catalogue: it was another experiment")
-    for column, value in metrics(run.predictions).items():
-        if not np.isclose(row[column], value, rtol=0, atol=1e-12):
-            problems.append(f"{column} is {row[column]} in its row but {value} by predictions.csv")
+    problems += metric_problems(row, run.predictions)
     if len(run.predictions) != row["n_test"] or run.predictions.relpath.duplicated().any():
         problems.append(f"predictions.csv does not hold {row['n_test']} different images")
     return problems + (_image_problems(run.predictions, row) if row["dataset"] == "animals10" else [])

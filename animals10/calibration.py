@@ -16,14 +16,13 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from scipy.stats import binomtest
 
-from animals10.evaluation import predict_table
+from animals10.evaluation import predict_table, wilson_interval
 from animals10.files import UserError, display_path, write_json, write_table
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
 from animals10.progress import tell
-from animals10.runs import CALIBRATION, VALIDATION, Run
+from animals10.runs import CALIBRATION, VALIDATION, Run, run_in
 from animals10.settings import Settings
 from animals10.splits import load_splits
 
@@ -132,7 +131,7 @@ def calibrate(settings: Settings, run: Run) -> Calibration:
         write_json(about | {"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"}, run.file(CALIBRATION))
     predictions: dict[tuple[str, str], pd.DataFrame] = {}
     for images, table in {"validation": validation, "test": test}.items():
-        predictions |= {(images, AS_TRAINED): table, (images, CALIBRATED): scaled_predictions(table, temperature)}
+        predictions |= {(images, kind): scaled for kind, scaled in by_kind(table, temperature).items()}
     return Calibration(run, temperature, predictions)
 
 
@@ -216,6 +215,12 @@ def scaled_predictions(predictions: pd.DataFrame, temperature: float) -> pd.Data
     return predictions.assign(confidence=probabilities.max(axis=1)).assign(**dict(zip(columns, probabilities.T)))
 
 
+def by_kind(predictions: pd.DataFrame, temperature: float | None) -> dict[str, pd.DataFrame]:
+    """Returns predictions by kind of probabilities: `as trained`, and with a temperature `calibrated` ones."""
+    found = {AS_TRAINED: predictions}
+    return found if temperature is None else found | {CALIBRATED: scaled_predictions(predictions, temperature)}
+
+
 def _arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Returns probabilities, (images, classes), and labels, int (images,)."""
     names = pd.Index([name for name in predictions if name.startswith("p_")])
@@ -239,7 +244,7 @@ def temperature_of(settings: Settings, path: Path) -> float:
         raise UserError(
             f"{display_path(path)} lies in no run's folder, so it has no validation images to calibrate on."
         )
-    run = Run(path.parent.name.rsplit("-", 2)[0], path.parent)
+    run = run_in(path.parent)
     found = run.temperature
     return calibrate(settings, run).temperature if found is None else found
 
@@ -285,7 +290,7 @@ def calibration_metrics(predictions: pd.DataFrame) -> dict[str, Any]:
     confidence = predictions.confidence.to_numpy("float64")
     distance = probabilities.copy()
     distance[rows, labels] -= 1
-    low, high = _wilson(is_correct)
+    low, high = wilson_interval(is_correct.mean(), len(labels))
     ece, by_chance = expected_calibration_error(confidence, is_correct)
     found = {"n": len(labels), "accuracy": float(is_correct.mean()), "low": low, "high": high}
     found |= {"confidence": float(confidence.mean()), "nll": float(-_log_scaled(probabilities, 1)[rows, labels].mean())}
@@ -330,7 +335,7 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
     bins = np.minimum((predictions.confidence * DIAGRAM_BINS).astype(int), DIAGRAM_BINS - 1)
     is_correct, rows = predictions.category == predictions.predicted, []
     for _, found in is_correct.groupby(bins):
-        low, high = _wilson(found.to_numpy())
+        low, high = wilson_interval(found.mean(), len(found))
         confidence = float(predictions.confidence[found.index].mean())
         rows.append({"confidence": confidence, "accuracy": found.mean(), "low": low, "high": high, "n": len(found)})
     return pd.DataFrame(rows)
@@ -371,15 +376,7 @@ def accepted_metrics(predictions: pd.DataFrame, threshold: float) -> dict[str, f
         threshold: Probability, 0 to 1.
     """
     is_correct = (predictions.category == predictions.predicted)[predictions.confidence >= threshold].to_numpy()
-    low, high = _wilson(is_correct)
     accuracy = float(is_correct.mean()) if len(is_correct) else np.nan
+    low, high = wilson_interval(accuracy, len(is_correct))
     found = {"coverage": len(is_correct) / len(predictions), "accuracy": accuracy, "low": low, "high": high}
     return found | {"accepted": len(is_correct), "n": len(predictions)}
-
-
-def _wilson(is_correct: np.ndarray) -> tuple[float, float]:
-    """Returns the 95 % Wilson interval of a share; missing if there are no images."""
-    if not len(is_correct):
-        return np.nan, np.nan
-    interval = binomtest(int(is_correct.sum()), len(is_correct)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from animals10.cluster_connection import connected, token
 from animals10.cluster_progress import RunTable
 from animals10.cluster_worker import train_on_worker
-from animals10.evaluation import metrics
+from animals10.evaluation import metric_problems
 from animals10.execution import source_of
 from animals10.experiments import Experiment
 from animals10.files import REPOSITORY, UserError, display_path, one_line
@@ -313,8 +312,4 @@ def find_problems(run: Run, digest: str) -> list[str]:
     record, row = run.record, run.row
     if record["digest"] != digest or run.path.name != f"{row['model_id']}-{row['run_id']}":
         return ["its folder, its row and its digest do not name the same run"]
-    return [
-        f"{name} is {row[name]} in its row but {value} by predictions.csv"
-        for name, value in metrics(run.predictions).items()
-        if not np.isclose(row[name], value, rtol=0, atol=1e-12)
-    ]
+    return metric_problems(row, run.predictions)

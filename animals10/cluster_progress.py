@@ -62,12 +62,12 @@ class RunTable:
     def update(self, digest: str, **values: Any) -> None:
         """Sets values of a run; a log gets a line where its state changes, and every half a minute."""
         row = self.rows[digest]
-        is_news = values.get("state", row.state) != row.state
+        is_new_state = values.get("state", row.state) != row.state
         for name, value in values.items():
             setattr(row, name, value)
         if self.place in ("terminal", "notebook"):
             self.draw()
-        elif is_news or (values.get("accuracy") and time.monotonic() - row.told >= SECONDS_BETWEEN_LINES):
+        elif is_new_state or (values.get("accuracy") and time.monotonic() - row.told >= SECONDS_BETWEEN_LINES):
             row.told = time.monotonic()
             self._print(self._line(row))
 

@@ -2,7 +2,7 @@
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from animals10.cluster import Driver
 from animals10.cluster_connection import connected
 from animals10.experiments import Experiment
 from animals10.models import Transfer
-from animals10.planning import Task, estimated_work
+from animals10.planning import Task, estimated_work, longest_chains, with_ancestors
 from animals10.results import read_results
 from animals10.runs import Run
 from animals10.settings import Settings
@@ -95,9 +95,9 @@ def simulate(results: Path, workers: Sequence[int], seconds: float) -> pd.DataFr
         divided by bound.
     """
     workspace: Any = StudyWorkspace(Settings(root=results.parent, cluster="local", cpus_per_run=1, gpus_per_run=0))
-    tasks = [Task(one, one.label, True, True) for one in _parents_first(CATALOGUE)]
+    tasks = [Task(one, one.label, True, True) for one in sorted(CATALOGUE, key=lambda one: len(with_ancestors(one)))]
     durations = task_durations(workspace, tasks, results)
-    path, work, rows = max(_ahead(tasks, durations).values()), sum(durations.values()), []
+    path, work, rows = max(longest_chains(tasks, durations).values()), sum(durations.values()), []
     hours = f"{len(tasks)} experiments, {work / 3600:.1f} hours of work, critical path {path / 3600:.1f} hours"
     print(f"{hours}\nworkers  makespan     bound     order  ratio", flush=True)
     with connected(workspace.settings, num_cpus=max(workers)) as ray:
@@ -158,19 +158,3 @@ def makespan_of_order(
 def _parent(task: Task) -> str:
     parent = task.experiment.parent
     return parent.label if isinstance(parent, Experiment) else ""
-
-
-def _ahead(tasks: Sequence[Task], durations: Mapping[str, float]) -> dict[str, float]:
-    """Returns for each task the seconds of the longest chain that begins with it."""
-    found: dict[str, float] = {}
-    for task in reversed(tasks):
-        children = [found[other.digest] for other in tasks if _parent(other) == task.digest]
-        found[task.digest] = durations[task.digest] + max(children, default=0)
-    return found
-
-
-def _parents_first(experiments: Iterable[Experiment]) -> list[Experiment]:
-    def depth(experiment: Experiment) -> int:
-        return 1 + depth(experiment.parent) if isinstance(experiment.parent, Experiment) else 0
-
-    return sorted(experiments, key=depth)

@@ -29,6 +29,7 @@ from animals10.experiments import Experiment
 from animals10.files import UserError, display_path, link_folder, read_table, user_facing_os_errors, write_table
 from animals10.input_pipeline import damaged_images_named
 from animals10.models import load_model
+from animals10.planning import with_ancestors
 from animals10.preprocessing import read_overview
 from animals10.quality import check_images
 from animals10.runs import Run, Runs
@@ -235,9 +236,7 @@ def corrected_interval(values: pd.Series, test_ratio: float) -> tuple[float, flo
 
 
 def _check_start(experiment: Experiment) -> None:
-    oldest = experiment
-    while isinstance(oldest.parent, Experiment):
-        oldest = oldest.parent
+    oldest = with_ancestors(experiment)[-1]
     if isinstance(oldest.parent, Run):
         raise UserError(
             f"{oldest.id} is initialised from a stored run, which may have been trained on images that a fold holds "
@@ -315,7 +314,7 @@ def derived_workspace(settings: Settings, parts: dict[str, pd.DataFrame], root: 
     """
     data, images = root / "data", pd.concat(parts.values()).sort_values("relpath", ignore_index=True)
     if not (data / "train.csv").exists():  # it is written last
-        link_processed_images(settings, data)
+        link_data(settings, data)
         overview = read_overview(settings).set_index("relpath", drop=False).loc[images.relpath]
         corrected = {name: images[name].to_numpy() for name in ("category", "label")}
         write_table(overview.assign(**corrected), data / "processed-overview.csv")
@@ -324,13 +323,13 @@ def derived_workspace(settings: Settings, parts: dict[str, pd.DataFrame], root: 
     return settings.model_copy(update={"root": root})
 
 
-def link_processed_images(settings: Settings, data: Path) -> None:
-    """Links the processed images of a workspace into the `data` folder of another one, which is made."""
+def link_data(settings: Settings, data: Path, name: str = "processed") -> None:
+    """Links a folder of the data of a workspace into the `data` folder of another one, which is made."""
     with user_facing_os_errors(data):
         data.mkdir(parents=True, exist_ok=True)
-        if not os.path.lexists(data / "processed"):
-            target = os.path.relpath(settings.data / "processed", data)  # relative: the workspace may be moved
-            link_folder(Path(target), data / "processed")
+        if not os.path.lexists(data / name):
+            target = os.path.relpath(settings.data / name, data)  # relative: the workspace may be moved
+            link_folder(Path(target), data / name)
 
 
 # ── Predictions ───────────────────────────────────────────────────────────────────────────────────────────────────────

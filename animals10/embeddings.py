@@ -17,7 +17,7 @@ from animals10.images import processed_pixels, rejection_reason
 from animals10.preprocessing import read_overview
 from animals10.runs import Run
 from animals10.settings import Settings
-from animals10.similarity import BACKBONE, PLAIN, cached_pooled_features, pooling_network
+from animals10.similarity import BACKBONE, PLAIN, cached_pooled_features, pooling_network, unit_length
 from animals10.splits import load_splits
 
 MAP = "embedding-map.json"  # in data/
@@ -94,9 +94,7 @@ def nearest_images(
     Raises:
         UserError: There is no such image, or the features cannot be computed.
     """
-    splits = load_splits(settings)
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    images = pd.concat([table.assign(part=part) for part, table in parts.items()]).set_index("relpath")
+    images = load_splits(settings).images.set_index("relpath")
     embeddings = embed(settings, backbone) if embeddings is None else embeddings
     if str(image) in embeddings.index:
         query = embeddings.loc[[str(image)]]
@@ -104,15 +102,10 @@ def nearest_images(
         query = embed(settings, backbone, [image])
     else:
         raise UserError(f"There is no image {image}: name a relpath of processed-overview.csv, or an image file.")
-    cosine = pd.Series((_unit(embeddings) @ _unit(query).T)[:, 0], embeddings.index, name="cosine")
+    similarity = unit_length(embeddings.to_numpy()) @ unit_length(query.to_numpy())[0]
+    cosine = pd.Series(similarity, embeddings.index, name="cosine")
     found = images[["category", "part"]].join(cosine, how="inner").drop(index=str(image), errors="ignore")
     return found.sort_values("cosine", ascending=False, kind="stable").head(n).reset_index()
-
-
-def _unit(features: pd.DataFrame) -> np.ndarray:
-    """Returns the features of each image at unit length."""
-    values = features.to_numpy()
-    return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +156,7 @@ def embedding_map(settings: Settings, run: Run, backbone: str = BACKBONE) -> Emb
     if list(predictions.relpath) != list(test.relpath):
         raise UserError(f"{run.model_id} was evaluated on other images than the test set of this workspace.")
     pca = PCA(2, svd_solver="full")
-    places = pca.fit_transform(_unit(embed(settings, backbone, test))).round(3)
+    places = pca.fit_transform(unit_length(embed(settings, backbone, test).to_numpy())).round(3)
     points = predictions[["relpath", "category", "predicted"]].assign(x=places[:, 0], y=places[:, 1])
     if len(points) > MOST_POINTS:
         shuffled = points.sample(frac=1, random_state=settings.seed)

@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import subprocess
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import tensorflow as tf
 
 from animals10.files import REPOSITORY, UserError
 from animals10.machine import available_threads, instruction_set
-from animals10.progress import tell
+from animals10.progress import tell_once
 from animals10.quiet import THREADS
 
 
@@ -105,7 +104,7 @@ def git_commit() -> str:
     if not reason:
         commit, reason = _git("describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
     if reason:
-        _say_once(f"The commit of this code is not recorded: {reason}.")
+        tell_once(f"The commit of this code is not recorded: {reason}.")
     return "" if reason else commit
 
 
@@ -119,8 +118,3 @@ def _git(*arguments: str) -> tuple[str, str]:
         return "", "git is not installed"
     reason = done.stderr.strip().partition("\n")[0].removeprefix("fatal: ") or f"git ended with {done.returncode}"
     return done.stdout.strip(), reason if done.returncode else ""
-
-
-@cache
-def _say_once(line: str) -> None:
-    tell(line)

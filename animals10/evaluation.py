@@ -3,7 +3,8 @@
 To add a metric, compute it in `metrics` and give `results.ResultRow` a field of the same name.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -64,6 +65,20 @@ def _as_table(probabilities: np.ndarray, table: pd.DataFrame, class_names: Seque
     return predictions.join(pd.DataFrame(probabilities, columns=[f"p_{name}" for name in class_names]))
 
 
+def wilson_interval(share: float, n: int, level: float = 0.05) -> tuple[float, float]:
+    """Returns the Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927); missing values for n = 0.
+
+    Args:
+        share: The proportion, 0 to 1.
+        n: Number of images it was measured on.
+        level: Probability that the interval misses the true proportion.
+    """
+    if not n:
+        return np.nan, np.nan
+    interval = binomtest(round(share * n), n).proportion_ci(1 - level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def metrics(predictions: pd.DataFrame) -> dict[str, float]:
     """Computes the test metrics of `results.csv` from a table of predictions.
 
@@ -72,13 +87,28 @@ def metrics(predictions: pd.DataFrame) -> dict[str, float]:
 
     Returns:
         Values from 0 to 1: `accuracy`; `precision`, `recall` and `f1_score`, weighted by class size; `accuracy_low` and
-        `accuracy_high`, the 95 % Wilson score interval of the accuracy (E. B. Wilson, JASA 22, 1927).
+        `accuracy_high`, the 95 % Wilson score interval of the accuracy.
     """
     truth, predicted = predictions.category, predictions.predicted
     scores = precision_recall_fscore_support(truth, predicted, average="weighted", zero_division=0)[:3]
-    interval = binomtest(int((truth == predicted).sum()), len(truth)).proportion_ci(method="wilson")
+    accuracy = float(accuracy_score(truth, predicted))
     names = ("accuracy", "precision", "recall", "f1_score", "accuracy_low", "accuracy_high")
-    return dict(zip(names, map(float, (accuracy_score(truth, predicted), *scores, *interval)), strict=True))
+    return dict(zip(names, map(float, (accuracy, *scores, *wilson_interval(accuracy, len(truth)))), strict=True))
+
+
+def metric_problems(row: Mapping[str, Any], predictions: pd.DataFrame, where: str = "its row") -> list[str]:
+    """Returns a line for each metric of a row of results that is not the one of the run's predictions.
+
+    Args:
+        row: The row.
+        predictions: The run's predictions.
+        where: Names the row, for the lines.
+    """
+    return [
+        f"{name} is {row[name]} in {where} but {value} by predictions.csv"
+        for name, value in metrics(predictions).items()
+        if not np.isclose(row[name], value, rtol=0, atol=1e-12)
+    ]
 
 
 def classification_reports(*runs: Run) -> pd.DataFrame:

@@ -118,6 +118,8 @@ def execute(job: Job) -> Run:
         data = prepare_data(settings, splits, job.experiment, trained, table, job.context, shared=job.shared)
         clock["features"] = time.perf_counter()
         outcome, history = fit(job, data, table.label)
+        if trained is not model:
+            model.set_weights(trained.get_weights())
         clock["fit"] = time.perf_counter()
         predictions = _predict(job, model, trained, data, "test")
         validation = _predict(job, model, trained, data, "val")
@@ -133,7 +135,6 @@ def _predict(job: Job, model: keras.Model, trained: keras.Model, data: PreparedD
     part = getattr(job.splits, name)
     end, dataset = data.model, data.test if name == "test" else data.validation
     if trained is not model:
-        model.set_weights(trained.get_weights())
         context = evaluation_context(job.context)
         end, dataset = evaluation_data(job.settings, job.experiment, model, context, part, name, shared=job.shared)
     return predict_table(end, dataset, part, job.splits.class_names)

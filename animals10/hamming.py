@@ -10,8 +10,8 @@ BITS = 64
 def pairs_within(hashes: np.ndarray, max_distance: int) -> tuple[np.ndarray, np.ndarray]:
     """Finds all pairs of hashes with at most a certain Hamming distance, by multi-index hashing.
 
-    The 64 bits are cut into `max_distance` + 2 blocks. Two hashes within the distance agree in at least two blocks, so
-    only hashes that share two blocks are compared (M. Norouzi, A. Punjani and D. J. Fleet, arXiv:1307.2982).
+    The 64 bits are divided into `max_distance` + 2 blocks. Two hashes within the distance agree in at least two blocks,
+    so only hashes that share two blocks are compared (M. Norouzi, A. Punjani and D. J. Fleet, arXiv:1307.2982).
 
     Args:
         hashes: uint64 (n,), in any order; equal ones are pairs as well.

@@ -4,17 +4,15 @@ People looked at the images of Animals-10 that `label_errors` ranks first; `data
 decision. `make labels` prints all numbers from it.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from animals10.corrections import EXCLUDE, RELABEL
-from animals10.cross_validation import derived_workspace
+from animals10.cross_validation import derived_workspace, link_data
 from animals10.experiments import Experiment
-from animals10.files import REPOSITORY, UserError, display_path, link_folder, read_table, write_table
+from animals10.files import REPOSITORY, UserError, display_path, read_table, write_table
 from animals10.label_errors import label_issues
 from animals10.preprocessing import read_overview
 from animals10.reference import reference_files
@@ -92,13 +90,14 @@ def swap_recovery(settings: Settings, experiment: Experiment, share: float, seed
     Returns:
         `images`, `swapped`; `found`, the swaps among as many images of the highest rank; `share found`; `confident`,
         the number of images that count as label errors, and `of them swapped`. Labels that were wrong before count as
-        mistakes of the ranking, so its real quality is a little higher.
+        errors of the ranking, so its real quality is a little higher.
     """
     splits = load_splits(settings)
     parts = {"test": splits.test, "val": splits.val, "train": splits.train}
     swapped = settings.root / SWAPS / f"{share:g}-{seed}"
     workspace = derived_workspace(settings, parts, swapped)
-    _share_features(settings.data, swapped / "data")
+    (settings.data / "features").mkdir(exist_ok=True)
+    link_data(settings, workspace.data, "features")  # the images are the same
     images = pd.concat([splits.train, splits.val]).sort_values("relpath")
     rng = np.random.default_rng(seed)
     chosen = images.iloc[rng.choice(len(images), round(share * len(images)), replace=False)]
@@ -111,13 +110,6 @@ def swap_recovery(settings: Settings, experiment: Experiment, share: float, seed
     found, n = int(is_swapped.head(len(chosen)).sum()), len(chosen)
     row = {"images": len(images), "swapped": n, "found": found, "share found": found / n}
     return row | {"confident": int(ranked.confident.sum()), "of them swapped": int(is_swapped[ranked.confident].sum())}
-
-
-def _share_features(source: Path, target: Path) -> None:
-    """Lets a workspace use the feature cache of another one: its images are the same."""
-    (source / "features").mkdir(exist_ok=True)
-    if not (target / "features").exists():
-        link_folder(Path(os.path.relpath(source / "features", target)), target / "features")
 
 
 def print_swap_recovery(settings: Settings, experiment: Experiment, share: float, seeds: Sequence[int]) -> pd.DataFrame:

@@ -46,9 +46,7 @@ def label_issues(settings: Settings, experiment: Experiment, folds: int = 5, tes
     splits, held_out = load_splits(settings), cross_validate(settings, experiment, folds).predictions
     tested = [train(settings, experiment).predictions] if test else []
     ranked = rank_labels(held_out, *tested)
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    images = pd.concat([table.assign(part=part) for part, table in parts.items()])
-    ranked = ranked.merge(images[["relpath", "part", "source"]], on="relpath")  # keeps the order of the ranking
+    ranked = ranked.merge(splits.images[["relpath", "part", "source"]], on="relpath")  # keeps the order of the ranking
     return write_table(ranked[columns], path)
 
 

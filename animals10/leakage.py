@@ -20,13 +20,12 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from animals10.catalogue import is_another_experiment
 from animals10.cross_validation import corrected_interval
 from animals10.data_preparation import PreparedData, prepare_data
 from animals10.environment import git_commit
-from animals10.evaluation import predict_table
+from animals10.evaluation import predict_table, wilson_interval
 from animals10.execution import Job, build_model, fit
 from animals10.experiments import Experiment
 from animals10.files import UserError, display_path, read_table, write_table
@@ -127,7 +126,7 @@ def observe(run: Run, splits: Splits, groups: pd.Series) -> list[dict[str, Any]]
     names = {name: run.row[name] for name in RunKey._fields} | {"part": "observed", "condition": AS_IT_IS}
     rows = []
     for name, (n, accuracy) in found.items():
-        low, high = binomtest(round(accuracy * n), n).proportion_ci(method="wilson")
+        low, high = wilson_interval(accuracy, n)
         rows.append(names | {"test_images": name, "n": n, "accuracy": accuracy, "low": low, "high": high})
     return rows
 

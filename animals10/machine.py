@@ -1,4 +1,4 @@
-"""What tells the machines of a cluster apart, found out without TensorFlow."""
+"""What tells the machines of a cluster apart, detected without TensorFlow."""
 
 import importlib.metadata
 import os

@@ -46,7 +46,7 @@ def plan(workspace: Workspace, experiments: Sequence[Experiment]) -> list[Task]:
     """
     tasks: dict[str, Task] = {}
     for experiment in experiments:
-        for ancestor in reversed(_with_ancestors(experiment)):
+        for ancestor in reversed(with_ancestors(experiment)):
             name = workspace.digest(ancestor)
             tasks.setdefault(name, Task(ancestor, name, False)).requested |= ancestor is experiment
     _check_names([task.experiment for task in tasks.values()])
@@ -60,7 +60,7 @@ def plan(workspace: Workspace, experiments: Sequence[Experiment]) -> list[Task]:
     return list(tasks.values())
 
 
-def _with_ancestors(experiment: Experiment) -> list[Experiment]:
+def with_ancestors(experiment: Experiment) -> list[Experiment]:
     """Returns an experiment, its parent, the parent's parent, and so on."""
     found = [experiment]
     while isinstance(parent := found[-1].parent, Experiment):
@@ -159,11 +159,21 @@ def work_ahead(workspace: Workspace, tasks: Sequence[Task]) -> dict[str, float]:
     Returns:
         Multiply-adds, by digest; infinite where they cannot be counted, so that the unknown begins first.
     """
+    work = {task.digest: estimated_work(workspace, task.experiment) if task.will_train else 0 for task in tasks}
+    return longest_chains(tasks, work)
+
+
+def longest_chains(tasks: Sequence[Task], work: Mapping[str, float]) -> dict[str, float]:
+    """Returns for each task, by digest, the work of the longest chain of descendants that begins with it.
+
+    Args:
+        tasks: Tasks, parents before children.
+        work: The work of each task alone, by digest.
+    """
     ahead: dict[str, float] = {}
     for task in reversed(tasks):  # children before parents
-        children = [other for other in tasks if other.experiment.parent == task.experiment]
-        ahead[task.digest] = max((ahead[child.digest] for child in children), default=0)
-        ahead[task.digest] += estimated_work(workspace, task.experiment) if task.will_train else 0
+        children = [ahead[other.digest] for other in tasks if other.experiment.parent == task.experiment]
+        ahead[task.digest] = work[task.digest] + max(children, default=0)
     return ahead
 
 

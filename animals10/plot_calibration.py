@@ -14,10 +14,10 @@ from animals10.calibration import (
     CALIBRATED,
     DIAGRAM_BINS,
     accepted_metrics,
+    by_kind,
     coverage_curve,
     expected_calibration_error,
     reliability,
-    scaled_predictions,
 )
 from animals10.plot_runs import NONE_TRAINED, wrap
 from animals10.plots import BLUE, GREY, LEFT_OUT, ORANGE, STYLE, finish, message_figure
@@ -48,7 +48,7 @@ def plot_calibration(runs: Sequence[Run]) -> plt.Figure:
     trained = [run for run in runs if run.path]
     if not trained:
         return message_figure(NONE_TRAINED, LEFT_OUT)
-    rows, kinds = [run.row for run in trained], [_test_predictions(run) for run in trained]
+    rows, kinds = [run.row for run in trained], [by_kind(run.predictions, run.temperature) for run in trained]
     labels, n = run_labels(rows), len(trained)
     lines = math.ceil(n / 3)
     columns = math.ceil(n / lines)
@@ -86,12 +86,6 @@ def plot_calibration(runs: Sequence[Run]) -> plt.Figure:
     heading = f"Reliability on {' and '.join(data)}"
     figure.suptitle(wrap(heading, 105))
     return finish(figure, f"{heading}: {'; '.join(texts)}")
-
-
-def _test_predictions(run: Run) -> dict[str, pd.DataFrame]:
-    """Returns the predictions for the test images by kind of probabilities."""
-    tables, temperature = {AS_TRAINED: run.predictions}, run.temperature
-    return tables if temperature is None else tables | {CALIBRATED: scaled_predictions(run.predictions, temperature)}
 
 
 def _draw_reliability(axis: plt.Axes, below: plt.Axes, tables: dict[str, pd.DataFrame]) -> str:

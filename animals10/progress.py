@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from IPython import get_ipython
@@ -37,6 +38,12 @@ def place() -> Place:
 def tell(line: str) -> None:
     """Prints a message that is no result: to stderr; in a notebook to stdout, since stderr looks like an error."""
     print(line, file=sys.stdout if "notebook" in place() else sys.stderr, flush=True)
+
+
+@cache
+def tell_once(line: str) -> None:
+    """Prints a message as `tell` does, once per process."""
+    tell(line)
 
 
 class Progress(tqdm):

@@ -34,7 +34,7 @@ from animals10.report_charts import (
 from animals10.report_map import map_section
 from animals10.report_runs import TITLES, run_details, text
 from animals10.results import PUBLISHED_KEY, published_table, results_table
-from animals10.runs import STUDY, run_labels
+from animals10.runs import STUDY, dataset_in_words, run_labels
 from animals10.settings import Settings
 
 MARK = 'name="generator" content="animals10"'  # of each page
@@ -114,7 +114,7 @@ def render(settings: Settings, with_images: bool = False, home: str = "") -> str
         of_the_study=OF_THE_STUDY,
         measured=measured,
         groups=groups,
-        data=list(dict.fromkeys(_data(group) for group in groups)),
+        data=list(dict.fromkeys(dataset_in_words(group) for group in groups)),
         splits=SPLITS,
         study=(settings.root / STUDY).is_dir(),
         unavailable=_unavailable(settings, rows),
@@ -191,18 +191,11 @@ def collect(settings: Settings) -> pd.DataFrame:
     return table
 
 
-def _data(row: Mapping[str, Any]) -> str:
-    """Returns a run's data set, and how much of Animals-10 it is, in words."""
-    share = text(row["data_share"])
-    notes = [f"{share} files"] * bool(share) + [f"labels: {text(row['corrections'])}"] * bool(text(row["corrections"]))
-    return (text(row["dataset"]) or "unnamed data") + (f" ({'; '.join(notes)})" if notes else "")
-
-
 def _setting(row: Mapping[str, Any]) -> str:
     """Returns in words what two runs must share to be compared."""
     split = text(row["split"]) and f", {row['split']} split"
     weights = ", random weights" if row["weights"] == "random" else ""
-    return _data(row) + split + weights + (", maximum epochs capped" if pd.notna(row["epochs_cap"]) else "")
+    return dataset_in_words(row) + split + weights + (", maximum epochs capped" if pd.notna(row["epochs_cap"]) else "")
 
 
 def _groups(table: pd.DataFrame) -> list[dict[str, Any]]:

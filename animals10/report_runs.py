@@ -12,14 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from animals10.calibration import (
-    AS_TRAINED,
-    CALIBRATED,
-    coverage_curve,
-    expected_calibration_error,
-    reliability,
-    scaled_predictions,
-)
+from animals10.calibration import CALIBRATED, by_kind, coverage_curve, expected_calibration_error, reliability
 from animals10.evaluation import classification_reports
 from animals10.files import UserError, display_path, one_line, reading
 from animals10.report_charts import CURVES
@@ -175,11 +168,9 @@ def _predictions(run: Run) -> dict[str, Any]:
 
 def _calibration(predictions: pd.DataFrame, temperature: float | None) -> dict[str, Any]:
     """Returns the calibration errors, the points of the reliability diagram, and accuracy against coverage."""
-    tables = {AS_TRAINED: predictions}
-    if temperature is not None:
-        tables |= {f"{CALIBRATED}, temperature {temperature:.3g}": scaled_predictions(predictions, temperature)}
     found: dict[str, Any] = {"ece": [], "reliability": [], "coverage": []}
-    for kind, table in tables.items():
+    for kind, table in by_kind(predictions, temperature).items():
+        kind = f"{kind}, temperature {temperature:.3g}" if kind == CALIBRATED else kind
         confidence, is_correct = table.confidence.to_numpy("float64"), (table.category == table.predicted).to_numpy()
         ece, by_chance = expected_calibration_error(confidence, is_correct)
         found["ece"].append(f"{kind}: {ece:.3f}, by chance up to {by_chance:.3f}")

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from animals10.catalogue import is_another_experiment
 from animals10.dataset import ENGLISH, PUBLISHED_RESULTS
-from animals10.evaluation import compare_runs
+from animals10.evaluation import compare_runs, wilson_interval
 from animals10.files import UserError, display_path, read_table
 from animals10.runs import EFFICIENCY, Run, RunKey, run_labels, run_of_row
 from animals10.settings import Settings
@@ -258,11 +257,7 @@ def newcombe_interval(first: float, n_first: int, second: float, n_second: int, 
         n_second: Their number.
         level: Probability that the interval misses the true difference.
     """
-    intervals = [
-        binomtest(round(share * n), n).proportion_ci(1 - level, method="wilson")
-        for share, n in ((first, n_first), (second, n_second))
-    ]
-    (low_1, high_1), (low_2, high_2) = intervals
+    (low_1, high_1), (low_2, high_2) = wilson_interval(first, n_first, level), wilson_interval(second, n_second, level)
     difference = first - second
     low = difference - ((first - low_1) ** 2 + (high_2 - second) ** 2) ** 0.5
     return [low, difference + ((high_1 - first) ** 2 + (second - low_2) ** 2) ** 0.5]

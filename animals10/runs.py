@@ -277,7 +277,8 @@ def dataset_in_words(row: Mapping[str, Any]) -> str:
     share = _in_words("{}", row.get("data_share") or None)
     corrections = _in_words("{}", row.get("corrections") or None)
     notes = [f"{share} files"] * bool(share) + [f"labels: {corrections}"] * bool(corrections)
-    return str(row["dataset"]) + (f" ({'; '.join(notes)})" if notes else "")
+    name = _in_words("{}", row["dataset"] or None) or "unnamed data"
+    return name + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _in_words(words: str, value: Any) -> str:
@@ -313,11 +314,15 @@ def changed_files(run: Run) -> list[str]:
     ]
 
 
+def run_in(folder: Path) -> Run:
+    """Returns the run of a folder, which is named after its id, the time and the digest."""
+    return Run(folder.name.rsplit("-", 2)[0], folder)
+
+
 def stored_runs(root: Path) -> Runs:
     """Returns the finished runs of a workspace, in the order in which they were trained."""
     folders = [path.parent for path in (root / "models").glob("[!.]*/run.json")]  # a dot marks unfinished ones
-    runs = [Run(folder.name.rsplit("-", 2)[0], folder) for folder in folders]
-    return Runs(sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:] if run.path else []))
+    return Runs(sorted(map(run_in, folders), key=lambda run: run.path.name.rsplit("-", 2)[1:] if run.path else []))
 
 
 def example_model(root: Path) -> str:

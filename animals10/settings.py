@@ -189,19 +189,13 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise ValueError("allowed are two or three names, separated by commas: of files, of labels, of the split")
         return columns
 
-    @pydantic.field_validator("tensorboard")
+    @pydantic.field_validator("tensorboard", "cluster")
     @classmethod
-    def _tensorboard_is_installed(cls, wanted: bool) -> bool:
-        if wanted and not importlib.util.find_spec("tensorboard"):
-            raise ValueError("TensorBoard is not installed; `make extras` installs it")
+    def _package_is_installed(cls, wanted: bool | str, info: pydantic.ValidationInfo) -> bool | str:
+        package, task = {"tensorboard": ("TensorBoard", "extras"), "cluster": ("Ray", "cluster")}[str(info.field_name)]
+        if wanted and not importlib.util.find_spec(package.lower()):
+            raise ValueError(f"{package} is not installed; `make {task}` installs it")
         return wanted
-
-    @pydantic.field_validator("cluster")
-    @classmethod
-    def _ray_is_installed(cls, cluster: str) -> str:
-        if cluster and not importlib.util.find_spec("ray"):
-            raise ValueError("Ray is not installed; `make cluster` installs it")
-        return cluster
 
     @pydantic.field_validator("gpus_per_run")
     @classmethod

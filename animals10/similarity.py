@@ -71,7 +71,12 @@ def pooled_features(settings: Settings, table: pd.DataFrame) -> tuple[np.ndarray
     if settings.weights == "random":
         raise UserError("The weights are random (ANIMALS10_WEIGHTS).")
     arrays = cached_pooled_features(settings, table, pooling_network(settings, BACKBONE), f"{BACKBONE}-similarity")
-    return tuple(array / np.linalg.norm(array, axis=1, keepdims=True) for array in arrays.values())  # type: ignore[return-value]
+    return unit_length(arrays[PLAIN]), unit_length(arrays[MIRRORED])
+
+
+def unit_length(features: np.ndarray) -> np.ndarray:
+    """Returns the features of each image, (images, features), at unit length."""
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def cached_pooled_features(

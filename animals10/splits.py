@@ -58,6 +58,11 @@ class Splits:
     kind: str
     sha256: str
 
+    @property
+    def images(self) -> pd.DataFrame:
+        """All images of the split, with their `part`: `train`, `val` or `test`."""
+        return pd.concat([getattr(self, part).assign(part=part) for part in reversed(PARTS)])
+
 
 def load_splits(settings: Settings) -> Splits:
     """Reads the tables `data/train.csv`, `val.csv` and `test.csv`, and makes them first if there are none.

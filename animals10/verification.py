@@ -13,7 +13,7 @@ import pandas as pd
 
 from animals10.calibration import fitted_temperature
 from animals10.csv_append import rebuild_rows
-from animals10.evaluation import metrics, predict_table
+from animals10.evaluation import metric_problems, predict_table
 from animals10.files import UserError, display_path
 from animals10.input_pipeline import batches, damaged_images_named
 from animals10.models import load_model
@@ -83,11 +83,7 @@ def find_problems(settings: Settings, run: Run, rows: pd.DataFrame) -> list[str]
     row = rows[rows.run_id == record["row"]["run_id"]]
     if len(row) != 1:
         return [f"{display_path(settings.results)} holds its row {len(row)} times"]
-    problems = [
-        f"{name} is {row[name].item()} in {settings.results.name} but {value} by predictions.csv"
-        for name, value in metrics(run.predictions).items()
-        if not np.isclose(row[name].item(), value, rtol=0, atol=1e-12)
-    ]
+    problems = metric_problems(row.iloc[0], run.predictions, settings.results.name)
     return problems + _calibration_problems(run) + _prediction_problems(settings, run)
 
 

@@ -9,6 +9,7 @@ import pytest
 from animals10 import environment
 from animals10.environment import configure_device, git_commit, numeric_device
 from animals10.files import UserError
+from animals10.progress import tell_once
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def repository(tmp_path, monkeypatch):
     ):
         subprocess.run(["git", *command], check=True)
     monkeypatch.setattr(environment, "REPOSITORY", folder)
-    environment._say_once.cache_clear()
+    tell_once.cache_clear()
     return folder
 
 
