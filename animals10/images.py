@@ -129,8 +129,10 @@ def processed_names(overview: pd.DataFrame) -> pd.Series:
     return stems.where(~needs_suffix, stems.str[:55] + "-" + digests) + ".jpg"
 
 
-def map_on_all_cores(function: Callable[[Item], Result], items: Sequence[Item], title: str) -> list[Result]:
-    """Applies a function to all items in threads and shows the progress.
+def map_on_all_cores(
+    function: Callable[[Item], Result], items: Sequence[Item], title: str, unit_scale: int = 1
+) -> list[Result]:
+    """Applies a function to all items in threads and shows the progress, with `unit_scale` files to an item.
 
     Pillow releases the interpreter's lock while it decodes, resizes and encodes, so threads are enough.
     """
@@ -139,4 +141,5 @@ def map_on_all_cores(function: Callable[[Item], Result], items: Sequence[Item], 
     with warnings.catch_warnings():
         # Bombs are rejected by their size. Pillow's other warnings (odd EXIF data, palettes) are harmless here.
         warnings.filterwarnings("ignore", module="PIL")
-        return thread_map(function, items, max_workers=os.cpu_count(), tqdm_class=Progress, desc=title, unit="file")
+        options = {"tqdm_class": Progress, "desc": title, "unit": "file", "unit_scale": unit_scale}
+        return thread_map(function, items, max_workers=os.cpu_count(), **options)

@@ -1,7 +1,9 @@
+import imagehash
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance
+from scipy.ndimage import laplace
 
 from animals10 import quality
 from animals10.files import UserError, read_table
@@ -49,14 +51,14 @@ def test_the_duplicates_of_the_sample_are_found_and_nothing_else(processed_sampl
 def test_altered_copies_are_near_duplicates_and_other_drawings_are_far_away(processed_sample):
     """Why MAX_HAMMING_DISTANCE is a fair limit."""
     originals = sorted((processed_sample.data / "processed").glob("*/*.jpg"))[::4]
-    hashes = [measure(path)["phash"] for path in originals]
+    hashes = [values["phash"] for values in measure(originals)]
     altered = processed_sample.root / "altered.jpg"
     for path, phash in zip(originals, hashes):
         with Image.open(path) as image:
             copies = [image.resize((112, 112)), image.convert("L"), ImageEnhance.Contrast(image).enhance(0.7)]
         for copy in copies:
             copy.save(altered, quality=40)
-            differing = int(measure(altered)["phash"], 16) ^ int(phash, 16)
+            differing = int(measure([altered])[0]["phash"], 16) ^ int(phash, 16)
             assert differing.bit_count() <= MAX_HAMMING_DISTANCE, path
     values = [int(text, 16) for text in sorted(set(hashes))]
     distances = [(a ^ b).bit_count() for i, a in enumerate(values) for b in values[:i]]
@@ -88,10 +90,20 @@ def test_groups_agree_with_a_comparison_of_all_pairs():
     assert checks.group.nunique() < 310
 
 
+def test_hashes_and_sharpness_are_those_of_imagehash_and_scipy(processed_sample):
+    paths = sorted((processed_sample.data / "processed").glob("*/*.jpg"))
+    for path, values in zip(paths, measure(paths), strict=True):
+        with Image.open(path) as image:
+            assert values["phash"] == str(imagehash.phash(image)), path
+            grey = np.asarray(image.convert("L"), dtype="float64")
+        assert values["brightness"] == pytest.approx(grey.mean(), abs=0.051)
+        assert values["sharpness"] == pytest.approx(laplace(grey).var(), abs=0.051)
+
+
 def test_images_of_one_colour_are_duplicates_only_if_their_files_are_equal(tmp_path):
     for number, colour in enumerate(("white", "black", "#010101")):
         Image.new("RGB", (64, 64), colour).save(tmp_path / f"{number}.jpg")
-    measured = [measure(path) for path in sorted(tmp_path.iterdir())]
+    measured = measure(sorted(tmp_path.iterdir()))
     assert [values["phash"] for values in measured] == ["low information"] * 3 and measured[0]["brightness"] == 255
     checks = table(["low information"] * 3, sha256=["x", "y", "x"])
     assert checks.group.tolist() == ["000.jpg", "001.jpg", "000.jpg"]
@@ -143,9 +155,9 @@ def test_images_are_measured_once_and_again_if_they_changed(prepared, draw, monk
     draw(prepared.raw / "red" / "red 03.jpeg", (90, 90, 90))
     resize_images(prepared, scan_images(prepared))
     measured = []
-    monkeypatch.setattr(quality, "measure", lambda path: measured.append(path.name) or measure(path))
+    monkeypatch.setattr(quality, "measure", lambda paths: measured.extend(paths) or measure(paths))
     again = check_images(prepared)
-    assert measured == ["red 03.jpg"]
+    assert [path.name for path in measured] == ["red 03.jpg"]
     assert (again.phash != first.phash).sum() == 1 and read_table(prepared.data / "checks.csv").equals(again)
     (prepared.data / "processed" / "red" / "red 05.jpg").write_bytes(b"half an image")
     (prepared.data / "checks.csv").write_text("relpath,phash\nred/red 03.jpg,mine\n")
