@@ -18,6 +18,7 @@ from animals10.environment import numeric_device
 from animals10.experiments import Experiment, Training
 from animals10.features import cached_features, feature_batches, inference_function, weights_sha256
 from animals10.files import UserError
+from animals10.frozen_backbones import trained_part
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import (
     batches,
@@ -102,7 +103,7 @@ def prepare_data(
     training, steps = experiment.training, -(-len(table) // experiment.training.batch_size)
     frozen, last = frozen_dropouts(experiment.model, model), context["maximum_epochs"]
     layers = feature_layers_of(experiment.model, model) if context["feature_cache"] != "off" else None
-    part = keras.Model(layers.outputs[layers.start], model.output) if layers else model
+    part = trained_part(model, layers) if layers else model
     if training.stochastic_depth:
         part = with_stochastic_depth(part, model, training.stochastic_depth, context["seed"])
     if training.cutmix and len(part.input.shape) != 4:
@@ -161,7 +162,7 @@ def evaluation_data(
     if layers:
         features = FeatureCache(settings, experiment, model, layers, context, shared)
         dataset = features.evaluation_batches(part, name, mirrored)
-        return keras.Model(layers.outputs[layers.start], model.output), dataset
+        return trained_part(model, layers), dataset
     dataset = batches(settings, part)
     return model, dataset.map(lambda pixels, labels: (mirror_image(pixels), labels)) if mirrored else dataset
 

@@ -1,10 +1,11 @@
 """One run, step by step: build the model, prepare the data, fit, evaluate, save."""
 
+import gc
 import hashlib
 import inspect
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -21,10 +22,11 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from animals10.backbones import explained
 from animals10.callbacks import PeakMemory, ProgressLine, ResumableEarlyStopping, dropout_in_inference_mode
+from animals10.compilation import compile_model
 from animals10.data_preparation import PreparedData, SharedImages, evaluation_data, prepare_data
 from animals10.environment import configure_device, device_name, git_commit, software_versions
 from animals10.evaluation import metrics, predict_table
-from animals10.experiments import Experiment, Training, built_config, without_freezing
+from animals10.experiments import Experiment, built_config, without_freezing
 from animals10.features import weights_sha256
 from animals10.files import (
     UserError,
@@ -97,6 +99,17 @@ class Job:
         )
 
 
+@contextmanager
+def garbage_collected() -> Iterator[None]:
+    """Frees at the end what was made inside, without looking through the 400,000 objects that were there before."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()
+
+
 def execute(job: Job) -> Run:
     """Trains, evaluates and stores one run.
 
@@ -163,7 +176,7 @@ def build_model(job: Job) -> keras.Model:
     if job.start:  # built before the seed is set; what `set_trainable` changes may differ from the parent
         plain = without_freezing(architecture)
         expected = built_config(plain, n_classes, context["image_size"], trainable=set_trainable is None)
-    keras.backend.clear_session()  # which resets the compute precision as well
+    keras.backend.clear_session(free_memory=False)  # which resets the compute precision as well
     configure_device(job.settings.deterministic, job.settings.precision)
     keras.utils.set_random_seed(context["seed"])
     if job.start:
@@ -239,40 +252,6 @@ def fit(job: Job, data: PreparedData, labels: pd.Series) -> tuple[dict[str, Any]
         best = history.loc[history.val_loss.idxmin()]
         outcome |= {"best_epoch": int(best.epoch), "acc_train": best.accuracy, "acc_val": best.val_accuracy}
     return outcome | {"train_seconds": round(stopping.seconds, 1), "peak_memory_mb": memory.megabytes}, history
-
-
-def compile_model(model: keras.Model, training: Training, steps: int, steps_per_execution: int = 1) -> None:
-    """Compiles a model for a training of so many steps in all; the metric is accuracy.
-
-    Labels are integers, or shares of all classes where the training configuration mixes images.
-    """
-    rate: Any = training.learning_rate
-    if training.schedule == "cosine":
-        warmup = steps // 10
-        decay = max(steps - warmup, 1)
-        rate = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=rate, warmup_steps=warmup)
-    options: dict[str, Any] = {} if training.weight_decay is None else {"weight_decay": training.weight_decay}
-    options |= {"global_clipnorm": training.clip_norm} if training.clip_norm else {}
-    options |= {"use_ema": True, "ema_momentum": training.ema} if training.ema else {}
-    optimizer = type(keras.optimizers.get(training.optimizer))(rate, **options)
-    if keras.config.dtype_policy().name == "mixed_float16":  # as `compile` would do, but before variables are built
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    optimizer.build(model.trainable_variables)
-    loss: Any = "sparse_categorical_crossentropy"
-    if training.mixes:
-        loss = keras.losses.CategoricalCrossentropy(label_smoothing=training.label_smoothing)
-    elif training.label_smoothing:
-        smoothing = training.label_smoothing
-
-        def loss(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
-            truth = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), "int32"), probabilities.shape[-1])
-            return keras.losses.categorical_crossentropy(truth, probabilities, label_smoothing=smoothing)
-
-    # XLA makes training on a CPU many times slower.
-    jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
-    model.compile(
-        optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile, steps_per_execution=steps_per_execution
-    )
 
 
 def class_weights(labels: pd.Series) -> dict[int, float]:

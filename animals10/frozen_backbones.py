@@ -1,14 +1,15 @@
-"""Frozen backbones that a process builds once: training another head does not build and load its backbone again."""
+"""What a process builds once: the frozen backbone of several heads, and a head that is trained several times."""
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 
-from animals10.models import Transfer
+from animals10.models import FeatureLayers, Transfer
 
 MAX_DRAWS = 10_000  # random seeds of the layers of a backbone
 NUMBERED = re.compile(r"(dense|dropout)(_\d+)?$")  # names that Keras gives to the layers of a head
@@ -19,9 +20,11 @@ class _Built:
     pixels: keras.KerasTensor
     pooled: keras.KerasTensor
     draws: int
+    heads: dict[Any, keras.Model] = field(default_factory=dict)
 
 
 _latest: dict[Any, _Built] = {}
+_trained_parts: "WeakKeyDictionary[keras.Model, keras.Model]" = WeakKeyDictionary()
 
 
 def build_on_frozen_backbone(
@@ -30,7 +33,8 @@ def build_on_frozen_backbone(
     """Returns the network that `architecture.build` returns, with the same weights of the head from the same seed.
 
     The layers of a frozen backbone with pretrained weights are those of the network built before, if it had the same
-    backbone: so nothing may train or change them.
+    backbone: so nothing may train or change them. If it had the same head as well, it is the network itself, with new
+    initial weights, so that what was traced for its training serves again.
 
     Args:
         architecture: The architecture.
@@ -58,7 +62,26 @@ def build_on_frozen_backbone(
         names = [layer.name for layer in keras.Model(built.pixels, built.pooled).layers]
         if built.draws <= MAX_DRAWS and not any(NUMBERED.match(name) for name in names):
             _latest[key] = built
-    return architecture.build_head(built.pixels, built.pooled, n_classes)
+    model = architecture.build_head(built.pixels, built.pooled, n_classes)
+    kept = built.heads.get((architecture, n_classes))
+    if kept is None:
+        built.heads.clear()
+        built.heads[architecture, n_classes] = model
+        return model
+    for variable, initial in zip(kept.variables, model.variables, strict=True):  # weights, and seeds of dropout
+        if variable is not initial:
+            variable.assign(initial)
+    return kept
+
+
+def trained_part(model: keras.Model, layers: FeatureLayers) -> keras.Model:
+    """Returns the part of a network that is trained on cached features: from them to the probabilities.
+
+    It is built once for a network, so that it keeps its graphs where the network is trained again.
+    """
+    if model not in _trained_parts:
+        _trained_parts[model] = keras.Model(layers.outputs[layers.start], model.output)
+    return _trained_parts[model]
 
 
 def _draw() -> None:

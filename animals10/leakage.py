@@ -26,7 +26,7 @@ from animals10.cross_validation import corrected_interval
 from animals10.data_preparation import PreparedData, prepare_data
 from animals10.environment import git_commit
 from animals10.evaluation import predict_table, wilson_interval
-from animals10.execution import Job, build_model, fit
+from animals10.execution import Job, build_model, fit, garbage_collected
 from animals10.experiments import Experiment
 from animals10.files import UserError, display_path, read_table, write_table
 from animals10.leakage_results import AS_IT_IS, DIFFERENCE, WITHOUT_OTHERS, WITHOUT_PARTNERS, summary
@@ -270,11 +270,12 @@ def _train_without(
     context, digest = workspace.context(experiment), workspace.digest(experiment)
     elsewhere = settings.model_copy(update={"root": folder})  # of checkpoints
     job = Job(elsewhere, splits, experiment, context, digest, weights, start, prefix)
-    model = build_model(job)
-    table = resample(splits.train, experiment.training.class_balance, settings.seed)
-    kept = table[~table.relpath.isin(removed)].reset_index(drop=True)
-    data = prepare_data(settings, splits, experiment, model, kept, context, cached=table)
-    fit(job, data, kept.label)
+    with garbage_collected():
+        model = build_model(job)
+        table = resample(splits.train, experiment.training.class_balance, settings.seed)
+        kept = table[~table.relpath.isin(removed)].reset_index(drop=True)
+        data = prepare_data(settings, splits, experiment, model, kept, context, cached=table)
+        fit(job, data, kept.label)
     return model, data
 
 

@@ -10,7 +10,7 @@ import keras
 
 from animals10.csv_append import append_row
 from animals10.efficiency import multiply_adds
-from animals10.execution import Job, execute
+from animals10.execution import Job, execute, garbage_collected
 from animals10.experiments import Experiment
 from animals10.files import UserError, user_facing_os_errors
 from animals10.models import Architecture, feature_layers_of
@@ -136,7 +136,8 @@ def train_task(
             return run
         context = workspace.context(experiment)
         given = settings, workspace.splits, experiment, context, task.digest, weights, start, prefix
-        return execute(Job(*given, workspace.shared, callback, source))
+        with garbage_collected():
+            return execute(Job(*given, workspace.shared, callback, source))
 
 
 def append_result(workspace: Workspace, run: Run) -> Run:

@@ -1,11 +1,17 @@
 """Heads on a backbone that was built before: the same networks, weights and names as if it had been built again."""
 
+import shutil
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 
+from animals10 import frozen_backbones
+from animals10.experiments import Experiment, Training
 from animals10.frozen_backbones import build_on_frozen_backbone
 from animals10.models import Transfer, network_config
+from animals10.training import train
 
 SIZE = 32
 
@@ -48,3 +54,33 @@ def test_a_backbone_is_not_shared_where_it_may_change(weights):
     assert other.layers[5] is not first.layers[5]
     expected = built(Transfer.build, frozen, weights)
     assert all(np.array_equal(*pair) for pair in zip(other.get_weights(), expected.get_weights(), strict=True))
+
+
+def test_the_same_head_keeps_its_graphs_and_gives_the_digits_of_a_new_process(prepared, weights, monkeypatch):
+    settings = prepared.model_copy(update={"weights": str(weights.parent), "split": "published"})
+    head = Transfer("MobileNetV2", (8,), (0.5,), feature_dropout=0.2)
+    training = Training(0.01, 3, ema=0.9, optimizer="adamw", weight_decay=0.01)
+    experiments = [Experiment("a", head, training), Experiment("b", head, replace(training, learning_rate=0.03))]
+
+    def outcome(experiment, forget):
+        if forget:
+            frozen_backbones._latest.clear()  # as a new process has it
+        run = train(settings, experiment)
+        found = run.history, run.predictions, run.record["weights_sha256"]
+        shutil.rmtree(run.path)
+        return found
+
+    expected = [outcome(experiment, forget=True) for experiment in experiments]
+    frozen_backbones._latest.clear()
+    compiled, compile_keras = [], keras.Model.compile
+
+    def count(model, *args, **options):
+        compiled.append(model)
+        compile_keras(model, *args, **options)
+
+    monkeypatch.setattr(keras.Model, "compile", count)
+    for index in (0, 1, 0):
+        history, predictions, sha256 = outcome(experiments[index], forget=False)
+        assert history.equals(expected[index][0]) and predictions.equals(expected[index][1])
+        assert sha256 == expected[index][2]
+    assert len(compiled) == 1 and expected[0][2] != expected[1][2]

@@ -11,8 +11,8 @@ import tensorflow as tf
 import auxiliary as aux
 from animals10.augmentation import augment, mixing
 from animals10.callbacks import ResumableEarlyStopping
+from animals10.compilation import compile_model
 from animals10.data_preparation import _augmentation_key
-from animals10.execution import compile_model
 from animals10.files import atomic_write
 from animals10.stochastic_depth import trained_branches, with_stochastic_depth
 

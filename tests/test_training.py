@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 import auxiliary as aux
-from animals10.execution import class_weights, compile_model
+from animals10.compilation import compile_model
+from animals10.execution import class_weights
 from animals10.files import atomic_write
 from animals10.results import RESULT_COLUMNS
 

@@ -1,0 +1,54 @@
+"""Compile a model for a training: optimizer, loss and metric. A model that was compiled before keeps its graphs."""
+
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import keras
+import tensorflow as tf
+
+from animals10.experiments import Training
+
+_compiled: "WeakKeyDictionary[keras.Model, Any]" = WeakKeyDictionary()  # what the graphs of a model were traced for
+
+
+def compile_model(model: keras.Model, training: Training, steps: int, steps_per_execution: int = 1) -> None:
+    """Compiles a model for a training of so many steps in all; the metric is accuracy.
+
+    Labels are integers, or shares of all classes where the training configuration mixes images. A model that was
+    compiled for the same before, but for the learning rate, gets a new state of its optimizer, and keeps its traced
+    graphs.
+    """
+    rate: Any = training.learning_rate
+    if training.schedule == "cosine":
+        warmup = steps // 10
+        decay = max(steps - warmup, 1)
+        rate = keras.optimizers.schedules.CosineDecay(0.0, decay, warmup_target=rate, warmup_steps=warmup)
+    options: dict[str, Any] = {} if training.weight_decay is None else {"weight_decay": training.weight_decay}
+    options |= {"global_clipnorm": training.clip_norm} if training.clip_norm else {}
+    options |= {"use_ema": True, "ema_momentum": training.ema} if training.ema else {}
+    optimizer = type(keras.optimizers.get(training.optimizer))(rate, **options)
+    if keras.config.dtype_policy().name == "mixed_float16":  # as `compile` would do, but before variables are built
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(model.trainable_variables)
+    key = (training, steps) if training.schedule == "cosine" else replace(training, learning_rate=1.0)
+    if _compiled.get(model) == (key, steps_per_execution):
+        for variable, initial in zip(model.optimizer.variables, optimizer.variables, strict=True):
+            variable.assign(initial)
+        return
+    loss: Any = "sparse_categorical_crossentropy"
+    if training.mixes:
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=training.label_smoothing)
+    elif training.label_smoothing:
+        smoothing = training.label_smoothing
+
+        def loss(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+            truth = tf.one_hot(tf.cast(tf.reshape(labels, [-1]), "int32"), probabilities.shape[-1])
+            return keras.losses.categorical_crossentropy(truth, probabilities, label_smoothing=smoothing)
+
+    # XLA makes training on a CPU many times slower.
+    jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
+    model.compile(
+        optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile, steps_per_execution=steps_per_execution
+    )
+    _compiled[model] = key, steps_per_execution
