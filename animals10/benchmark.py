@@ -1,7 +1,8 @@
 """Benchmark: transfer learning with and without the feature cache, on synthetic images of this machine.
 
 Without the cache, each epoch pushes every image through the whole network (ANIMALS10_FEATURE_CACHE=off). With it, the
-features of the frozen layers are computed once per view. Backbones have random weights, which does not change the time.
+features of the frozen layers are computed once per view. Backbones have random weights, from files, which does not
+change the time.
 
 Epochs are timed by trainings of one and of three epochs (31 for heads on cached features): the difference is that of
 two (30) epochs, and longer runs are extrapolated from it. Early stopping is off. The lower limit is timed by direct
@@ -22,9 +23,16 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
-from animals10.benchmark_pipeline import measure_cnns, measure_hashes, measure_memory, measure_resizing, median_seconds
+from animals10.benchmark_frameworks import measure_frameworks
+from animals10.benchmark_pipeline import (
+    draw_images,
+    measure_cnns,
+    measure_hashes,
+    measure_memory,
+    measure_resizing,
+    median_seconds,
+)
 from animals10.benchmark_precision import measure_precision
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.environment import configure_device
@@ -50,7 +58,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = ("resize", "hashes", "cnns", "precision", "memory", "search", "training")
+PARTS = ("resize", "hashes", "cnns", "frameworks", "precision", "memory", "search", "training")
 
 
 def run_benchmark(
@@ -72,6 +80,11 @@ def run_benchmark(
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
         draw_images(raw, n_images)
+        weights = Path(folder) / "weights"
+        weights.mkdir()
+        for name in backbones if "training" not in skip else ():
+            options = {"include_top": False, "weights": None, "input_shape": (224, 224, 3)}
+            getattr(keras.applications, name)(**options).save_weights(weights / f"{name}.weights.h5")
         settings = Settings(root=Path(folder) / "work", raw=raw, weights="random", views=views)
         overview = scan_images(settings)
         resize_images(settings, overview)
@@ -86,6 +99,8 @@ def run_benchmark(
             measure_hashes()
         if "cnns" not in skip:
             measure_cnns(settings, splits.train)
+        if "frameworks" not in skip:
+            measure_frameworks(settings, splits.train)
         if "precision" not in skip:
             measure_precision(backbones)
         if "memory" not in skip:
@@ -93,19 +108,9 @@ def run_benchmark(
         if "search" not in skip:
             measure_search(settings)
         if "training" not in skip:
-            measure_training(settings, repeat, sizes, backbones)
-
-
-def draw_images(folder: Path, n: int) -> None:
-    """Draws n images of ten classes, in the usual size of Animals-10 (300 × 225), with some structure."""
-    rng = np.random.default_rng(5)
-    for index in range(n):
-        coarse = rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((300, 225), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image) + rng.normal(0, 6, (225, 300, 1))
-        path = folder / f"class {index % 10}" / f"{index:05}.jpeg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(path, quality=85)
+            # Features of random networks would group images of another kind as near-duplicates.
+            from_files = settings.model_copy(update={"weights": str(weights), "split": "published"})
+            measure_training(from_files, repeat, sizes, backbones)
 
 
 @dataclass(frozen=True)

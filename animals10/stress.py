@@ -233,8 +233,10 @@ def stress(cases: int, kills: int, training_kills: int, rounds: int, seed: int) 
     print(f"rows: {len(rows)} appended by 8 processes, {lost} lost, {repeated} twice", flush=True)
     preprocessing = kill_preprocessing(workspace / "preprocessing", compose_sample(), kills=kills, seed=seed)
     training = kill_training(workspace / "training", compose_sample(), kills=training_kills, seed=seed)
-    cluster = kill_on_cluster(workspace / "cluster", compose_sample(), rounds=rounds, seed=seed)
-    tallies = {"preprocessing": preprocessing, "training": training, "training on a cluster": cluster}
+    tallies = {"preprocessing": preprocessing, "training": training}
+    if rounds:
+        cluster = kill_on_cluster(workspace / "cluster", compose_sample(), rounds=rounds, seed=seed)
+        tallies["training on a cluster"] = cluster
     for name, tally in tallies.items():
         outcome = f"{len(tally.faults)} ended differently from an undisturbed run"
         print(f"kills during {name}: {tally.kills} in {tally.starts} starts, {outcome}", flush=True)

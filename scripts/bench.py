@@ -5,6 +5,7 @@ import sys
 
 from animals10.backbones import BACKBONES as ALL_BACKBONES
 from animals10.benchmark import BACKBONES, PARTS, run_benchmark
+from animals10.benchmark_scale import SIZES, measure_scale
 from animals10.files import UserError
 from animals10.settings import Settings
 
@@ -18,7 +19,10 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=views, help="views in the feature cache (%(default)s)")
     parser.add_argument("--backbones", nargs="+", default=BACKBONES, choices=ALL_BACKBONES, help="(those of the study)")
     parser.add_argument("--skip", nargs="*", default=[], choices=PARTS, help="parts to leave out")
+    parser.add_argument("--scale", nargs="*", type=int, help="growth alone, for numbers of images")
     arguments = parser.parse_args()
+    if arguments.scale is not None:
+        return measure_scale(arguments.scale or SIZES)
     run_benchmark(arguments.images, arguments.repeat, arguments.views, arguments.backbones, arguments.skip)
 
 
