@@ -45,7 +45,7 @@ def measure_scale(sizes: Sequence[int] = SIZES) -> None:
         last, before = sizes[-1], sizes[-2]
         exponent = np.log(values[last] / values[before]) / np.log(last / before)
         shown = values.round(1 if name == "seconds" else 0).assign(exponent=exponent.round(2)).loc[[*rows[last]]]
-        print(f"\n{name} by number of images:\n{shown.to_string(na_rep="")}")
+        print(f"\n{name} by number of images:\n{shown.to_string(na_rep='')}")
 
 
 def measure_steps(n: int) -> dict[str, dict[str, float]]:
