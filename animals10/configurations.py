@@ -15,16 +15,20 @@ import pandas as pd
 from animals10.augmentation import Augmentation
 from animals10.catalogue import CATALOGUE, find_experiment
 from animals10.cross_validation import CrossValidation, compare_cross_validated, cross_validate
-from animals10.experiments import Experiment, Training
-from animals10.files import UserError, read_table, write_table
+from animals10.environment import git_commit
+from animals10.experiments import Experiment
+from animals10.files import REPOSITORY, UserError, read_table, write_table
 from animals10.models import Transfer
 from animals10.preprocessing import resize_images, scan_images
 from animals10.settings import Settings
+from animals10.splits import load_splits
 from animals10.training import train
 
 BACKBONE = "MobileNetV2"  # of all configurations: the only one that trains in minutes on a CPU
-REFERENCE = "mobnet2_best"  # the experiment that is compared with each of the others
+HEAD, TUNED = "mobnet2_best_head", "mobnet2_best"  # the experiments that others are compared with
+PARTS = {"heads": HEAD, "fine-tuned": TUNED}  # of `changes`
 METRICS = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
+RECIPE_RESULTS = REPOSITORY / "data" / "animals10-recipes.csv"
 
 
 @dataclass(frozen=True)
@@ -35,72 +39,83 @@ class Configuration:
         title: Its name in the tables.
         experiment: What is trained.
         mirrored: Whether probabilities are the mean over an image and its mirror image.
+        reference: The title of the configuration that it is compared with, if there is one.
     """
 
     title: str
     experiment: Experiment
     mirrored: bool = False
+    reference: str = ""
 
 
-def ingredients() -> tuple[Configuration, ...]:
-    """Returns the configurations that led to `mobnet2_best`: a plain head, then one change after the other.
+def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
+    """Returns `mobnet2_best_head` and `mobnet2_best`, and after each of them changes of it, one at a time.
 
-    Titles that begin with "+" add to the row above, or, after "+ warm-up and cosine", to that row.
+    Args:
+        parts: Names in `PARTS`.
     """
-    model, linear = Transfer(BACKBONE, (256,), (0.0,)), Transfer(BACKBONE, (), ())
-    plain = Training(learning_rate=5e-4, epochs=15)
-    weighted = replace(plain, class_balance="none", class_weights=True)
-    no_flip = replace(weighted, augmentation=Augmentation(vertical_flip=False))
-    cosine = replace(no_flip, schedule="cosine")
-    smooth = replace(cosine, label_smoothing=0.1)
+    head, tuned, probe = (find_experiment(id) for id in (HEAD, TUNED, "mobnet2_linear_probe"))
 
-    def tuned(
-        id: str, model: Transfer, head: Experiment, unfreeze_last: int = 20, learning_rate: float = 1e-4
-    ) -> Experiment:
-        training = replace(head.training, learning_rate=learning_rate, epochs=15)
-        return Experiment(id, replace(model, unfreeze_last=unfreeze_last), training, init_from=head)
+    def changed(base: Experiment, name: str, model: dict[str, Any] | None = None, **training: Any) -> Experiment:
+        changed_model = replace(base.model, **(model or {}))
+        return replace(base, id=f"{base.id}_{name}", model=changed_model, training=replace(base.training, **training))
 
-    no_flip_head = Experiment("no_flip_head", model, no_flip)
-    cosine_head = Experiment("cosine_head", model, cosine)
-    smooth_head = Experiment("smooth_head", model, smooth)
-    dropout = replace(model, dropout=(0.3,))
-    dropout_head = Experiment("dropout_head", dropout, cosine)
-    linear_head = Experiment("linear_head", linear, replace(no_flip, learning_rate=2e-3, epochs=30))
-    linear_cosine_head = Experiment("linear_cosine_head", linear, replace(cosine, learning_rate=2e-3, epochs=30))
-    best = tuned("cosine", model, cosine_head)
-    return (
-        Configuration("head, resampled, all flips", Experiment("plain_head", model, plain)),
-        Configuration("+ class weights, no resampling", Experiment("weighted_head", model, weighted)),
-        Configuration("+ no vertical flip", no_flip_head),
-        Configuration("+ last 20 layers (blocks 15, 16)", tuned("no_flip", model, no_flip_head)),
-        Configuration("+ warm-up and cosine", best),
-        Configuration("+ block 14", tuned("last29", model, cosine_head, unfreeze_last=29)),
-        Configuration("+ blocks 13 and 14", tuned("last38", model, cosine_head, unfreeze_last=38)),
-        Configuration("+ label smoothing 0.1", tuned("smooth", model, smooth_head)),
-        Configuration("+ dropout 0.3", tuned("dropout", dropout, dropout_head)),
-        Configuration("+ fine-tuning rate 0.0003", tuned("rate_3e-4", model, cosine_head, learning_rate=3e-4)),
-        Configuration("+ fine-tuning rate 0.00003", tuned("rate_3e-5", model, cosine_head, learning_rate=3e-5)),
-        Configuration("+ mean over the mirror image", best, mirrored=True),
-        Configuration("no hidden layer, no vertical flip", linear_head),
-        Configuration("no hidden layer, fine-tuned, cosine", tuned("linear", linear, linear_cosine_head)),
-        Configuration(
-            "no hidden layer, fine-tuning rate 0.00003",
-            tuned("linear_rate_3e-5", linear, linear_cosine_head, learning_rate=3e-5),
-        ),
-    )
+    linear: dict[str, Any] = {"dense_units": (), "dropout": ()}
+    of_heads = {
+        HEAD: head,
+        "logistic regression on pooled features": probe,
+        "best published head, mobnet2_dense256": find_experiment("mobnet2_dense256", repetition=1),
+        "vertical flips as well": changed(head, "flips", augmentation=Augmentation()),
+        "no augmentation": changed(head, "plain", augmentation=None),
+        "no warm-up, no cosine decay": changed(head, "constant", schedule="constant"),
+        "no class weights": changed(head, "unweighted", class_weights=False),
+        "no hidden layer": changed(head, "linear", linear, learning_rate=2e-3, epochs=30),
+        "label smoothing 0.1": changed(head, "smooth", label_smoothing=0.1),
+        "weight decay 0.01 (AdamW)": changed(head, "decay", optimizer="adamw", weight_decay=0.01),
+        "moving average of weights, 0.99": changed(head, "ema", ema=0.99),
+        "MixUp of features, 0.2": changed(head, "mixup", mixup=0.2),
+        "dropout 0.3": changed(head, "dropout", {"dropout": (0.3,)}),
+        "dropout 0.2 of the pooled features": changed(head, "feature_dropout", {"feature_dropout": 0.2}),
+        "mean over the mirror image": head,
+    }
+    from_probe = changed(tuned, "from_probe", linear)
+    of_tuned = {
+        TUNED: tuned,
+        "its head alone": head,
+        "best published fine-tuning, mobnet2_small_tune20": find_experiment("mobnet2_small_tune20", learning_rate=1e-4),
+        "last block alone, 9 layers": changed(tuned, "last9", {"unfreeze_last": 9}),
+        "three blocks, 29 layers": changed(tuned, "last29", {"unfreeze_last": 29}),
+        "a third of the learning rate": changed(tuned, "slow", learning_rate=tuned.training.learning_rate / 3),
+        "from logistic regression (LP-FT)": replace(from_probe, init_from=probe),
+        "moving average of weights, 0.99": changed(tuned, "ema", ema=0.99),
+        "weight decay 0.01 (AdamW)": changed(tuned, "decay", optimizer="adamw", weight_decay=0.01),
+        "mean over the mirror image": tuned,
+    }
+    found = []
+    for part, experiments in {"heads": of_heads, "fine-tuned": of_tuned}.items():
+        for title, experiment in experiments.items() if part in parts else ():
+            reference = PARTS[part] if title != PARTS[part] else ""
+            full = f"{reference}: {title}" if reference else title
+            found.append(Configuration(full, experiment, title == "mean over the mirror image", reference))
+    return tuple(found)
 
 
 def notebook_configurations() -> tuple[Configuration, ...]:
     """Returns the experiments of notebook 03 on the backbone, those of the original study among them."""
+    best = find_experiment(TUNED)
     return tuple(
-        Configuration(experiment.label, experiment)
+        Configuration(experiment.label, experiment, reference="" if experiment == best else best.label)
         for experiment in CATALOGUE
         if isinstance(experiment.model, Transfer) and experiment.model.backbone == BACKBONE
     )
 
 
 def compare_configurations(
-    settings: Settings, configurations: Sequence[Configuration], n_folds: int = 5, repetitions: int = 2
+    settings: Settings,
+    configurations: Sequence[Configuration],
+    n_folds: int = 5,
+    repetitions: int = 2,
+    store: Path | None = None,
 ) -> pd.DataFrame:
     """Cross-validates configurations, prints tables, and writes `cross-validation.csv` into the workspace.
 
@@ -112,6 +127,7 @@ def compare_configurations(
         configurations: What to compare.
         n_folds: Folds, 3 or more.
         repetitions: How often folds are drawn.
+        store: A table to which the paired differences are added, in place of those of as many images.
 
     Returns:
         One row per fold and configuration: `repetition`, `fold`, `configuration`, `epochs_cap`; the accuracy and the
@@ -123,7 +139,7 @@ def compare_configurations(
             images, or a configuration cannot be trained.
     """
     if not configurations:
-        raise UserError("Nothing to compare: choose --ingredients, --published or both (make recipes RECIPES=…).")
+        raise UserError("Nothing to compare: choose --changes, --published or both (make recipes RECIPES=…).")
     titles = [configuration.title for configuration in configurations]
     if repeated := [title for title in titles if titles.count(title) > 1]:
         raise UserError(f"Two configurations are called {repeated[0]!r}: give one another title.")
@@ -144,9 +160,26 @@ def compare_configurations(
     n = len(result.predictions) // repetitions
     print(f"\n{n} images, {n_folds} folds, {repetitions} repetitions; mean ± standard deviation over folds")
     print(summary(table).to_string())
-    for line in paired_comparison(results):
-        print(line)
+    differences = paired_differences(configurations, results)
+    for row in differences.itertuples():
+        interval = f"95 % interval {row.low:+.3f} to {row.high:+.3f}"
+        print(f"{row.change} minus {row.reference}: {row.difference:+.3f} ({interval})")
+    if store:
+        splits = load_splits(settings)
+        about: dict[str, Any] = {"images": n, "folds": n_folds, "repetitions": repetitions}
+        about |= {"dataset": splits.dataset, "data_share": splits.share, "commit": git_commit()}
+        rows = differences.assign(**about, epochs_cap=settings.max_epochs)
+        store_differences(rows, store)
     return table
+
+
+def store_differences(rows: pd.DataFrame, path: Path) -> None:
+    """Adds differences to a stored table, in place of those of the same changes on as many images."""
+    if path.exists():
+        stored, key = read_table(path), ["reference", "change", "images"]
+        is_other = ~pd.MultiIndex.from_frame(stored[key]).isin(pd.MultiIndex.from_frame(rows[key]))
+        rows = pd.concat([stored[is_other], rows], ignore_index=True)
+    write_table(rows, path)
 
 
 def _with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
@@ -174,19 +207,46 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(texts, index=metrics.index)
 
 
-def paired_comparison(results: Mapping[str, CrossValidation]) -> list[str]:
-    """Returns a line per configuration: how much more accurate `REFERENCE` is on held-out images, fold by fold.
+def paired_differences(configurations: Sequence[Configuration], results: Mapping[str, CrossValidation]) -> pd.DataFrame:
+    """Compares configurations with their references, fold by fold.
 
     Args:
-        results: By title. There are no lines if `REFERENCE` is not among them.
+        configurations: The configurations; those whose reference was not cross-validated are left out.
+        results: What was cross-validated, by title.
+
+    Returns:
+        `reference`; `change`, the configuration's title without it; means over folds: `val_accuracy`, `val_loss`,
+        `accuracy` and `loss` on held-out images; and how much more accurate it is there than its reference:
+        `difference`, with its 95 % interval, `low` to `high`.
     """
-    reference, lines = results.get(find_experiment(REFERENCE).label), []
-    for title, result in results.items():
-        if reference and result is not reference:
-            found = compare_cross_validated(reference, result)
-            interval = f"95 % interval {found['low']:+.3f} to {found['high']:+.3f}"
-            lines.append(f"{REFERENCE} minus {title}: {found['difference']:+.3f} ({interval})")
-    return lines
+    rows = []
+    for one in configurations:
+        if one.reference in results:
+            result = results[one.title]
+            row = {"reference": one.reference, "change": one.title.removeprefix(f"{one.reference}: ")}
+            row |= {name: result.table[name].mean() for name in ("val_accuracy", "val_loss", "accuracy", "loss")}
+            rows.append(row | compare_cross_validated(result, results[one.reference]))
+    columns = "reference change val_accuracy val_loss accuracy loss difference low high".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def recipe_table(path: Path = RECIPE_RESULTS) -> pd.DataFrame:
+    """Returns what `make recipes` stored: how much each change of a training configuration gains or loses.
+
+    Returns:
+        As text, one row per reference and change, one column per number of images: the paired difference in accuracy on
+        held-out images with its 95 % interval, in percentage points.
+    """
+    rows = read_table(path)
+    texts = [
+        f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        for d, low, high in zip(rows.difference, rows.low, rows.high)
+    ]
+    titles = [f"{n:,} images" for n in rows.images]
+    order = rows[["reference", "change"]].drop_duplicates()
+    wide = rows.assign(text=texts, title=titles).pivot(index=["reference", "change"], columns="title", values="text")
+    columns = list(dict.fromkeys(f"{n:,} images" for n in sorted(rows.images)))
+    return wide.reindex(pd.MultiIndex.from_frame(order))[columns].fillna("not measured").rename_axis(columns=None)
 
 
 def compare_views(settings: Settings, views: Sequence[int | str], seeds: Sequence[int]) -> pd.DataFrame:

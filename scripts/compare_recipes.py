@@ -1,13 +1,13 @@
 """Compares training configurations of MobileNetV2 by cross-validation on your images.
 
---ingredients adds the ingredients of `mobnet2_best` to a plain head, one after the other; --published trains the
-experiments of notebook 03 and compares `mobnet2_best` with each of them. What is trained is kept.
+--changes changes `mobnet2_best_head` and `mobnet2_best` in one thing at a time; --published compares the experiments of
+notebook 03 with `mobnet2_best`. What is trained is kept.
 """
 
 import argparse
 import sys
 
-from animals10.configurations import compare_configurations, ingredients, notebook_configurations
+from animals10.configurations import PARTS, RECIPE_RESULTS, changes, compare_configurations, notebook_configurations
 from animals10.files import UserError
 from animals10.settings import Settings
 
@@ -18,11 +18,13 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5, help="number of folds (%(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="number of times that folds are drawn (%(default)s)")
     parser.add_argument("--published", action="store_true", help="train the experiments of notebook 03")
-    parser.add_argument("--ingredients", action="store_true", help="train the ingredients of mobnet2_best")
+    parser.add_argument("--changes", nargs="*", choices=[*PARTS], help="change one thing at a time (both parts)")
+    parser.add_argument("--store", action="store_true", help=f"store the differences in data/{RECIPE_RESULTS.name}")
     arguments = parser.parse_args()
-    chosen = ingredients() if arguments.ingredients else ()
+    chosen = () if arguments.changes is None else changes(arguments.changes or tuple(PARTS))
     chosen += notebook_configurations() if arguments.published else ()
-    compare_configurations(Settings.from_environment(), chosen, arguments.folds, arguments.repeats)
+    store = RECIPE_RESULTS if arguments.store else None
+    compare_configurations(Settings.from_environment(), chosen, arguments.folds, arguments.repeats, store)
 
 
 if __name__ == "__main__":

@@ -7,31 +7,43 @@ import pytest
 
 import auxiliary as aux
 from animals10.configurations import (
-    REFERENCE,
+    PARTS,
+    TUNED,
     Configuration,
+    changes,
     compare_configurations,
-    ingredients,
     notebook_configurations,
-    paired_comparison,
+    paired_differences,
+    recipe_table,
+    store_differences,
 )
 from animals10.cross_validation import METRICS, CrossValidation
+from animals10.planning import with_ancestors
 
 
-def test_the_ingredients_have_names_of_their_own_and_end_in_mobnet2_best():
-    configurations = ingredients()
-    experiments = {configuration.experiment for configuration in configurations}
-    experiments |= {experiment.init_from for experiment in experiments if experiment.init_from}
-    assert len({experiment.key for experiment in experiments}) == len(experiments) and len(configurations) == 15
-    best = aux.find_experiment("mobnet2_best")
-    found = {configuration.title: configuration.experiment for configuration in configurations}["+ warm-up and cosine"]
-    assert (found.model, found.training) == (best.model, best.training)
-    assert (found.init_from.model, found.init_from.training) == (best.init_from.model, best.init_from.training)
+def test_changes_have_names_of_their_own_and_differ_from_their_reference_in_one_thing():
+    found = changes()
+    assert len({configuration.title for configuration in found}) == len(found) == 25
+    own = {configuration.experiment for configuration in found}
+    own |= {ancestor for experiment in own for ancestor in with_ancestors(experiment)}
+    assert len({experiment.key for experiment in own}) == len(own)
+    for reference in PARTS.values():
+        [base] = [configuration for configuration in found if configuration.title == reference]
+        for configuration in found:
+            if configuration.reference == reference and configuration.experiment.id.startswith(f"{reference}_"):
+                experiment = configuration.experiment
+                changed = [
+                    name
+                    for name in ("model", "training", "init_from")
+                    if getattr(experiment, name) != getattr(base.experiment, name)
+                ]
+                assert len(changed) == 1 or experiment.id.endswith(("_linear", "_from_probe")), configuration.title
 
 
 def test_the_experiments_of_notebook_03_are_compared():
     configurations = notebook_configurations()
     assert len(configurations) == len({configuration.title for configuration in configurations}) == 14
-    assert aux.find_experiment(REFERENCE).label in {configuration.title for configuration in configurations}
+    assert {configuration.reference for configuration in configurations} == {"", aux.find_experiment(TUNED).label}
 
 
 @pytest.mark.slow
@@ -65,19 +77,30 @@ def test_configurations_are_cross_validated_and_nothing_is_trained_twice(prepare
         compare_configurations(prepared, configurations[2:] * 2)
 
 
-@pytest.mark.parametrize(("configurations", "n_folds", "said"), [((), 5, "Nothing"), (ingredients(), 2, "2 folds")])
+@pytest.mark.parametrize(("configurations", "n_folds", "said"), [((), 5, "Nothing"), (changes(), 2, "2 folds")])
 def test_what_cannot_be_compared_is_one_clear_line(prepared, configurations, n_folds, said):
     with pytest.raises(aux.UserError, match=said):
         compare_configurations(prepared, configurations, n_folds)
 
 
-def test_the_paired_comparison_names_the_reference():
+def test_differences_are_stored_in_place_of_those_of_as_many_images(tmp_path):
     def result(experiment, accuracy):
         table = pd.DataFrame({"repetition": 1, "fold": range(1, 6), "n": 10, "n_train": 30})
         table[list(METRICS)] = accuracy
         return CrossValidation(experiment, 5, False, "same", table, table, aux.Runs([]))
 
-    best = aux.find_experiment(REFERENCE)
-    results = {best.label: result(best, 0.6), "other": result(dataclasses.replace(best, id="other"), 0.5)}
-    assert paired_comparison(results) == ["mobnet2_best minus other: +0.100 (95 % interval +0.100 to +0.100)"]
-    assert paired_comparison({"other": results["other"]}) == []
+    best = aux.find_experiment(TUNED)
+    configurations = [Configuration("a", best), Configuration("a: b", best, reference="a"), Configuration("c", best)]
+    results = {"a": result(best, 0.6), "a: b": result(best, 0.5), "c": result(best, 0.4)}
+    [row] = paired_differences(configurations, results).to_dict("records")
+    assert (row["reference"], row["change"]) == ("a", "b")
+    assert [row["difference"], row["low"], row["high"]] == pytest.approx([-0.1] * 3)
+    assert paired_differences(configurations[1:], {"a: b": results["a: b"]}).empty
+    for images, difference in ((50, 0.1), (60, 0.2), (50, 0.3)):
+        rows = pd.DataFrame([row | {"difference": difference, "images": images}])
+        store_differences(rows, tmp_path / "recipes.csv")
+    stored = aux.read_table(tmp_path / "recipes.csv")
+    assert stored[["images", "difference"]].values.tolist() == [[60, 0.2], [50, 0.3]]
+    shown = recipe_table(tmp_path / "recipes.csv")
+    assert shown.columns.to_list() == ["50 images", "60 images"]
+    assert shown.loc[("a", "b")].to_list() == ["+30.0 (-10.0 to -10.0)", "+20.0 (-10.0 to -10.0)"]
