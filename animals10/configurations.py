@@ -57,6 +57,7 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
     head, tuned, probe = (find_experiment(id) for id in (HEAD, TUNED, "mobnet2_linear_probe"))
 
     def changed(base: Experiment, name: str, model: dict[str, Any] | None = None, **training: Any) -> Experiment:
+        assert isinstance(base.model, Transfer)
         changed_model = replace(base.model, **(model or {}))
         return replace(base, id=f"{base.id}_{name}", model=changed_model, training=replace(base.training, **training))
 
