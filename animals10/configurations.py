@@ -4,7 +4,6 @@ Choose between configurations by their validation metrics; the paired comparison
 much the choice is worth.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from animals10.models import Transfer
 from animals10.preprocessing import resize_images, scan_images
 from animals10.settings import Settings
 from animals10.splits import load_splits
-from animals10.training import train
 
 BACKBONE = "MobileNetV2"  # of all configurations: the only one that trains in minutes on a CPU
 HEAD, TUNED = "mobnet2_best_head", "mobnet2_best"  # the experiments that others are compared with
@@ -248,35 +246,3 @@ def recipe_table(path: Path = RECIPE_RESULTS) -> pd.DataFrame:
     wide = rows.assign(text=texts, title=titles).pivot(index=["reference", "change"], columns="title", values="text")
     columns = list(dict.fromkeys(f"{n:,} images" for n in sorted(rows.images)))
     return wide.reindex(pd.MultiIndex.from_frame(order))[columns].fillna("not measured").rename_axis(columns=None)
-
-
-def compare_views(settings: Settings, views: Sequence[int | str], seeds: Sequence[int]) -> pd.DataFrame:
-    """Compares numbers of augmented views in the feature cache by training `mobnet2_small` with several seeds.
-
-    The split stays the same. Where images are few, the validation loss is more telling than the accuracy.
-
-    Args:
-        settings: The settings; the runs are trained in a temporary workspace.
-        views: Numbers of views; `off` trains without a feature cache, with new augmentation in each epoch.
-        seeds: Seeds of the runs.
-
-    Returns:
-        One row per number of views: means and standard deviations over the seeds. It is printed as well.
-    """
-    experiment = find_experiment("mobnet2_small")
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        settings = settings.model_copy(update={"root": Path(folder), "only": ()})
-        resize_images(settings, scan_images(settings))
-        for seed in seeds:
-            for number in views:
-                change = {"feature_cache": "off"} if number == "off" else {"views": int(number)}
-                run = train(settings.model_copy(update=change | {"seed": seed}), experiment)
-                row, history, seconds = run.row, run.history, run.record["seconds"]
-                rows.append({"views": number, "accuracy": row["accuracy"], "acc_val": row["acc_val"]})
-                rows[-1] |= {"val_loss": history.val_loss.min(), "loss": history.loss.iloc[row["best_epoch"] - 1]}
-                rows[-1] |= {"epochs": row["epochs_run"], "seconds": seconds["features"] + seconds["fit"]}
-    table = pd.DataFrame(rows).groupby("views", sort=False).agg(["mean", "std"]).round(4)
-    print(f"{experiment.id} on {row['dataset']}, weights {row['weights']}, seeds {', '.join(map(str, seeds))}")
-    print(table.to_string())
-    return table

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from animals10.configurations import compare_views
+from animals10.comparisons import compare_views
 from animals10.files import UserError
 from animals10.settings import Settings
 
