@@ -84,6 +84,7 @@ def prepare_data(
     context: Mapping[str, Any],
     cached: pd.DataFrame | None = None,
     shared: SharedImages | None = None,
+    plain: keras.Model | None = None,
 ) -> PreparedData:
     """Prepares training, validation and test data; computes the features that are not cached yet.
 
@@ -96,6 +97,7 @@ def prepare_data(
         context: The resolved settings.
         cached: The images whose features are cached, if they are more than those of `table`.
         shared: The images whose features other workspaces share, if they do: all of the splits are among them.
+        plain: The model in float32, if the other one is in bfloat16: it computes the features where that is faster.
 
     Raises:
         UserError: The training configuration asks for what the trained layers or the feature cache do not allow.
@@ -112,7 +114,12 @@ def prepare_data(
             f"{experiment.id}: CutMix mixes parts of images, and cached pooled features have none: {advice}."
         )
     if layers:
-        features = FeatureCache(settings, experiment, model, layers, context, shared)
+        given = model, layers, context
+        if plain is not None and "frozen_precision" in context:
+            plain_layers = feature_layers_of(experiment.model, plain)
+            assert plain_layers, "the same network has feature layers in either precision"
+            given = plain, plain_layers, {**context, "precision": context["frozen_precision"]}
+        features = FeatureCache(settings, experiment, *given, shared)
         data = features.training_batches(table, training, context, table if cached is None else cached)
         # In bfloat16, test images pass the float32 model alone.
         test = features.evaluation_batches(splits.test, "test") if context["precision"] != BFLOAT16 else None

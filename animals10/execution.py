@@ -128,7 +128,8 @@ def execute(job: Job) -> Run:
     if training.class_balance != "none":
         write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
     with damaged_images_named(settings, splits.train, splits.val, splits.test):
-        data = prepare_data(settings, splits, job.experiment, trained, table, job.context, shared=job.shared)
+        given = settings, splits, job.experiment, trained, table, job.context
+        data = prepare_data(*given, shared=job.shared, plain=model if trained is not model else None)
         clock["features"] = time.perf_counter()
         outcome, history = fit(job, data, table.label)
         if trained is not model:
@@ -155,7 +156,8 @@ def _predict(job: Job, model: keras.Model, trained: keras.Model, data: PreparedD
 
 def evaluation_context(context: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the resolved settings in which the stored model is evaluated: that of a bfloat16 training is float32."""
-    return dict(context) | ({"precision": "float32"} if context["precision"] == BFLOAT16 else {})
+    left = {name: value for name, value in context.items() if name != "frozen_precision"}
+    return left | ({"precision": "float32"} if context["precision"] == BFLOAT16 else {})
 
 
 @lru_cache(maxsize=256)

@@ -26,7 +26,7 @@ from animals10.cross_validation import corrected_interval
 from animals10.data_preparation import PreparedData, prepare_data
 from animals10.environment import git_commit
 from animals10.evaluation import predict_table, wilson_interval
-from animals10.execution import Job, build_model, fit, garbage_collected
+from animals10.execution import Job, build_model, evaluation_context, fit, garbage_collected
 from animals10.experiments import Experiment
 from animals10.files import UserError, display_path, read_table, write_table
 from animals10.leakage_results import AS_IT_IS, DIFFERENCE, WITHOUT_OTHERS, WITHOUT_PARTNERS, summary
@@ -267,7 +267,7 @@ def _train_without(
     weights, _, missing = workspace.weights(experiment)
     if missing:
         raise UserError(f"{experiment.id} cannot be trained: {missing}")
-    context, digest = workspace.context(experiment), workspace.digest(experiment)
+    context, digest = evaluation_context(workspace.context(experiment)), workspace.digest(experiment)  # in float32
     elsewhere = settings.model_copy(update={"root": folder})  # of checkpoints
     job = Job(elsewhere, splits, experiment, context, digest, weights, start, prefix)
     with garbage_collected():

@@ -18,8 +18,10 @@ from animals10.progress import tell_once
 
 BFLOAT16 = "mixed_bfloat16"  # Keras's name of the policy
 FLOAT32_LAYERS = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.Softmax)
-# Backbones whose frozen pass is slower in bfloat16 on a CPU, as `make bench BENCH="--backbones …"` prints.
-NOT_FASTER = ("MobileNet", "EfficientNetB0")
+# Backbones that are slower in bfloat16 on a CPU, as `make bench BENCH="--backbones …"` prints: in the frozen pass, and
+# in fine-tuning. Others are faster, as far as they were measured.
+SLOWER_PASS = ("MobileNet", "EfficientNetB0")
+SLOWER_TUNING = ("MobileNetV3",)
 
 
 @cache
@@ -50,11 +52,20 @@ def resolve_precision(setting: str, architecture: Architecture) -> str:
         tell_once(f"PRECISION={setting}: this machine does not multiply in bfloat16, so float32 is used.")
         return "float32"
     backbone = architecture.backbone if isinstance(architecture, Transfer) else ""
-    if setting == "auto" and backbone.startswith(NOT_FASTER):
+    is_tuned = isinstance(architecture, Transfer) and (architecture.unfreeze_last or architecture.unfreeze_last_blocks)
+    if setting == "auto" and backbone.startswith(SLOWER_TUNING if is_tuned else SLOWER_PASS):
         tell_once(f"PRECISION=auto: {backbone} gains nothing by bfloat16, so float32 is used.")
         return "float32"
-    tell_once(f"PRECISION={setting}: {backbone or type(architecture).__name__} is trained in bfloat16.")
+    note = "" if frozen_precision(BFLOAT16, architecture) == BFLOAT16 else ", after a frozen pass in float32"
+    tell_once(f"PRECISION={setting}: {backbone or type(architecture).__name__} is trained in bfloat16{note}.")
     return BFLOAT16
+
+
+def frozen_precision(policy: str, architecture: Architecture) -> str:
+    """Returns the Keras policy in which the frozen layers compute cached features; `policy` is that of the training."""
+    backbone = architecture.backbone if isinstance(architecture, Transfer) else ""
+    is_slower = backbone.startswith(SLOWER_PASS) and not tf.config.list_physical_devices("GPU")
+    return "float32" if policy == BFLOAT16 and is_slower else policy
 
 
 def in_precision(model: keras.Model, policy: str) -> keras.Model:

@@ -16,7 +16,7 @@ from animals10.environment import configure_device
 from animals10.experiments import Experiment, digest
 from animals10.files import UserError, file_sha256, user_facing_os_errors
 from animals10.images import preprocessing_contract
-from animals10.precision import resolve_precision
+from animals10.precision import frozen_precision, resolve_precision
 from animals10.runs import Run
 from animals10.settings import Settings
 from animals10.splits import Splits, load_splits
@@ -58,6 +58,9 @@ class Workspace:
         contract = {name: value for name, value in preprocessing_contract().items() if name != "description"}
         by_image = {"features": "by image"} if self.shared and cached else {}
         fold = {"fold_of": self.fold_of} if self.fold_of else {}
+        precision = resolve_precision(settings.precision, experiment.model)
+        frozen = frozen_precision(precision, experiment.model)
+        other = {"frozen_precision": frozen} if cached and frozen != precision else {}
         return {
             "data_sha256": self.splits.sha256,
             "preprocessing": contract,
@@ -68,7 +71,8 @@ class Workspace:
             "weights": self.weights(experiment)[1],
             "feature_cache": settings.feature_cache if cached else "off",
             "views": settings.views if cached and training.augmentation else None,
-            "precision": resolve_precision(settings.precision, experiment.model),
+            "precision": precision,
+            **other,
             **by_image,
             **fold,
         }

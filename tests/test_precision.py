@@ -9,7 +9,7 @@ import pytest
 import auxiliary as aux
 from animals10 import precision
 from animals10.input_pipeline import batches
-from animals10.precision import in_precision, resolve_precision
+from animals10.precision import frozen_precision, in_precision, resolve_precision
 from animals10.progress import tell_once
 
 CNN = aux.Experiment("cnn", aux.CNN((4, 8), (2, 2), (8,)), aux.Training(1e-3, 2))
@@ -36,7 +36,9 @@ def test_a_bfloat16_training_stores_a_float32_model_that_gives_the_stored_probab
     probabilities = model.predict(batches(in_bfloat16, aux.load_splits(in_bfloat16).test), verbose=0)
     assert np.allclose(stored, probabilities, atol=2e-6)
 
+    caches = sorted((in_bfloat16.data / "features").glob("*"))
     plain = aux.train(in_bfloat16.model_copy(update={"precision": "float32"}), experiment)
+    assert sorted((in_bfloat16.data / "features").glob("*")) == caches  # the frozen pass was in float32 already
     assert plain.record["digest"] != run.record["digest"] and "bfloat16" not in plain.row["device"]
     if experiment is CNN:  # the features of a random MobileNetV2 are 0 here, in both precisions
         assert not plain.history.equals(run.history)
@@ -66,6 +68,11 @@ def test_the_setting_is_resolved_by_machine_and_architecture_with_one_line(in_bf
     assert resolve_precision("auto", aux.Transfer("ResNet50V2")) == "mixed_bfloat16"
     assert resolve_precision("auto", HEAD.model) == resolve_precision("float32", CNN.model) == "float32"
     assert "PRECISION=auto: MobileNetV2 gains nothing by bfloat16, so float32 is used." in capsys.readouterr().err
+    assert resolve_precision("auto", TUNED.model) == "mixed_bfloat16"
+    assert "MobileNetV2 is trained in bfloat16, after a frozen pass in float32." in capsys.readouterr().err
+    assert resolve_precision("auto", aux.Transfer("MobileNetV3Large", unfreeze_last=20)) == "float32"
+    assert frozen_precision("mixed_bfloat16", TUNED.model) == "float32"
+    assert frozen_precision("mixed_bfloat16", aux.Transfer("ResNet50V2")) == "mixed_bfloat16"
 
     monkeypatch.setattr(precision, "multiplies_in_bfloat16", lambda: False)
     settings = in_bfloat16.model_copy(update={"precision": "float32"})
