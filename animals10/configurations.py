@@ -62,7 +62,8 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
     linear: dict[str, Any] = {"dense_units": (), "dropout": ()}
     of_heads = {
         HEAD: head,
-        "logistic regression on pooled features": probe,
+        "linear probe, mobnet2_linear_probe": probe,
+        "linear probe, rate 0.002, up to 200 epochs": changed(probe, "long", learning_rate=2e-3, epochs=200),
         "best published head, mobnet2_dense256": find_experiment("mobnet2_dense256", repetition=1),
         "vertical flips as well": changed(head, "flips", augmentation=Augmentation()),
         "no augmentation": changed(head, "plain", augmentation=None),
@@ -70,7 +71,7 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
         "no class weights": changed(head, "unweighted", class_weights=False),
         "no hidden layer": changed(head, "linear", linear, learning_rate=2e-3, epochs=30),
         "label smoothing 0.1": changed(head, "smooth", label_smoothing=0.1),
-        "weight decay 0.01 (AdamW)": changed(head, "decay", optimizer="adamw", weight_decay=0.01),
+        "weight decay 1 (AdamW)": changed(head, "decay", optimizer="adamw", weight_decay=1.0),
         "moving average of weights, 0.99": changed(head, "ema", ema=0.99),
         "MixUp of features, 0.2": changed(head, "mixup", mixup=0.2),
         "dropout 0.3": changed(head, "dropout", {"dropout": (0.3,)}),
@@ -85,9 +86,9 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
         "last block alone, 9 layers": changed(tuned, "last9", {"unfreeze_last": 9}),
         "three blocks, 29 layers": changed(tuned, "last29", {"unfreeze_last": 29}),
         "a third of the learning rate": changed(tuned, "slow", learning_rate=tuned.training.learning_rate / 3),
-        "from logistic regression (LP-FT)": replace(from_probe, init_from=probe),
+        "from the linear probe (LP-FT)": replace(from_probe, init_from=probe),
         "moving average of weights, 0.99": changed(tuned, "ema", ema=0.99),
-        "weight decay 0.01 (AdamW)": changed(tuned, "decay", optimizer="adamw", weight_decay=0.01),
+        "weight decay 1 (AdamW)": changed(tuned, "decay", optimizer="adamw", weight_decay=1.0),
         "mean over the mirror image": tuned,
     }
     found = []
