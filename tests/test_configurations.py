@@ -31,7 +31,8 @@ def test_changes_have_names_of_their_own_and_differ_from_their_reference_in_one_
         [base] = [configuration for configuration in found if configuration.title == reference]
         for configuration in found:
             experiment = configuration.experiment
-            if experiment.id.startswith(f"{reference}_") and experiment not in aux.CATALOGUE:
+            is_change = configuration.reference == reference and experiment.id.startswith(f"{reference}_")
+            if is_change and experiment not in aux.CATALOGUE:
                 changed = [
                     name
                     for name in ("model", "training", "init_from")
