@@ -30,7 +30,7 @@ from animals10.benchmark_pipeline import (
     measure_cnns,
     measure_hashes,
     measure_memory,
-    measure_resizing,
+    measure_notebook_01,
     median_seconds,
 )
 from animals10.benchmark_precision import measure_precision
@@ -58,7 +58,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = ("resize", "hashes", "cnns", "frameworks", "precision", "memory", "search", "training")
+PARTS = ("notebook01", "hashes", "cnns", "frameworks", "precision", "memory", "search", "training")
 
 
 def run_benchmark(
@@ -93,8 +93,8 @@ def run_benchmark(
         print(f"{n_images} synthetic images ({sizes.train} / {sizes.val} / {sizes.test}), random weights")
         versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
         print(f"{configure_device()}; {platform.platform()}; {versions}")
-        if "resize" not in skip:
-            measure_resizing(settings, overview)
+        if "notebook01" not in skip:
+            measure_notebook_01(settings, overview)
         if "hashes" not in skip:
             measure_hashes()
         if "cnns" not in skip:

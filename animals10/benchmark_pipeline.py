@@ -1,12 +1,16 @@
 """Benchmark of the input: resizing of images, and the speed and memory of the input pipeline."""
 
+import hashlib
+import io
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -19,11 +23,11 @@ from PIL import Image
 
 from animals10.augmentation import Augmentation
 from animals10.catalogue import find_experiment
-from animals10.files import read_table, write_table
+from animals10.files import read_table
 from animals10.hamming import pairs_within
 from animals10.input_pipeline import training_batches
-from animals10.preprocessing import resize_images
-from animals10.quality import MAX_HAMMING_DISTANCE
+from animals10.preprocessing import read_overview, resize_images, scan_images
+from animals10.quality import MAX_HAMMING_DISTANCE, check_images
 from animals10.settings import Settings
 
 CNNS = ("base_meansamp_augment+", "conv3_dense1", "conv4inv8to128_pool_dense196", "conv5invto128_dense1")
@@ -69,36 +73,70 @@ def measure_hashes(n: int = 1_000_000, n_all_pairs: int = 20_000) -> None:
     print(f"comparing all pairs would take {all_pairs / 60:.0f} minutes, {all_pairs / seconds:.0f} times as long")
 
 
-def measure_resizing(settings: Settings, overview: pd.DataFrame) -> None:
-    """Prints how fast images are resized: by notebook 01, by a simple loop, and by the bare calls on all cores."""
-    paths = [settings.raw / path for path in overview.relpath]
-    with tempfile.TemporaryDirectory() as folder:
+def measure_notebook_01(settings: Settings, overview: pd.DataFrame) -> None:
+    """Prints how fast notebook 01 scans, resizes and checks images, beside a simple loop and bare calls on all cores.
 
-        def resize(item: tuple[int, Path]) -> None:
-            index, path = item
+    The bare calls read and hash a file, resize and save an image, or shrink a grey one for its perceptual hash.
+
+    Args:
+        settings: A workspace with processed images.
+        overview: What `scan_images` returned.
+    """
+    raw = [settings.raw / path for path in overview.relpath]
+    processed = [settings.data / "processed" / path for path in read_overview(settings).relpath]
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = settings.model_copy(update={"root": Path(folder) / "work"})
+
+        def scan(path: Path) -> tuple[str, tuple[int, int]]:
+            with Image.open(path) as image:
+                return hashlib.sha256(path.read_bytes()).hexdigest(), image.size
+
+        def resize(path: Path) -> None:
             with Image.open(path) as image:
                 small = image.convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
-            small.save(f"{folder}/{index}.jpg", quality=90)
+            small.save(f"{folder}/{path.stem}.jpg", quality=90)
 
-        def in_a_loop() -> None:
-            for item in enumerate(paths):
-                resize(item)
+        def shrink(path: Path) -> None:
+            with Image.open(path) as image:
+                image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
 
-        def on_all_cores() -> None:
+        def scan_all() -> None:
+            scan_images(workspace)
+
+        def resize_all() -> None:
+            shutil.rmtree(workspace.data / "processed", ignore_errors=True)
+            resize_images(workspace, overview)
+
+        def check_all() -> None:
+            (settings.data / "checks.csv").unlink(missing_ok=True)
+            with redirect_stdout(io.StringIO()):
+                check_images(settings)
+
+        def in_a_loop(call: Callable[[Path], object], paths: list[Path]) -> None:
+            for path in paths:
+                call(path)
+
+        def on_all_cores(call: Callable[[Path], object], paths: list[Path]) -> None:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(resize, enumerate(paths)))
+                list(pool.map(call, paths))
 
-        def notebook() -> None:
-            with tempfile.TemporaryDirectory() as root:
-                workspace = settings.model_copy(update={"root": Path(root)})
-                write_table(pd.DataFrame(columns=["relpath", "stage", "reason"]), workspace.data / "rejected.csv")
-                resize_images(workspace, overview)
-
-        calls = {"simple loop": in_a_loop, "bare calls on all cores": on_all_cores, "notebook 01": notebook}
-        rates = {name: len(paths) / median_seconds(call, 3) for name, call in calls.items()}
-    print("\nResizing, images per second:", {name: round(rate) for name, rate in rates.items()})
-    ratios = {name: rates["notebook 01"] / rates[name] for name in ("simple loop", "bare calls on all cores")}
-    print("notebook 01 is", " and ".join(f"{ratio:.2f} times as fast as {name}" for name, ratio in ratios.items()))
+        rows = {}
+        for name, call, paths, step in (
+            ("scan", scan, raw, scan_all),
+            ("resize", resize, raw, resize_all),
+            ("check", shrink, processed, check_all),
+        ):
+            calls: dict[str, Callable[[], object]] = {
+                "simple loop": partial(in_a_loop, call, paths),
+                "bare calls on all cores": partial(on_all_cores, call, paths),
+                "notebook 01": step,
+            }
+            rows[name] = {title: len(paths) / median_seconds(one, 3) for title, one in calls.items()}
+    table = pd.DataFrame(rows).T
+    for title in ("simple loop", "bare calls on all cores"):
+        table[f"÷ {title}"] = table["notebook 01"] / table[title]
+    print("\nNotebook 01, images per second:")
+    print(table.round(2).to_string(float_format=lambda value: f"{value:,.0f}" if value >= 20 else f"{value:.2f}"))
 
 
 def measure_cnns(settings: Settings, table: pd.DataFrame) -> None:
