@@ -1,0 +1,165 @@
+"""Shards on a cluster: other processes write a share of them, as far as machines are free.
+
+The process that needs the shards takes part. So it never waits for machines, and does what a machine leaves undone that
+is lost. Helpers compute with as many threads and GPUs as it does, on the same instruction set.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock, Thread
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from animals10.cluster_connection import connected, environment_of_workers, machines_of, on_machine, slots_of
+from animals10.environment import count_threads, numeric_device
+from animals10.files import UserError, one_line
+from animals10.machine import wait_for
+from animals10.progress import tell
+from animals10.settings import Settings
+from animals10.shards import Compute, Shards
+
+FEWEST_ROWS = 1_000  # that are worth to start helpers, which takes some seconds
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+def write_with_helpers(
+    settings: Settings, shards: Shards, missing: Sequence[int], compute: Compute, report: Callable[[int], object]
+) -> None:
+    """Computes and writes shards, in this process and in those that help.
+
+    Args:
+        settings: The settings.
+        shards: All shards.
+        missing: The numbers of those to compute.
+        compute: See `Shards.write`; it is pickled for the helpers.
+        report: Takes numbers of rows that are computed.
+
+    Raises:
+        UserError: A value is too large for the dtype, or a file cannot be written.
+    """
+    helpers: list[Any] = []
+    with _cluster(settings, sum(map(shards.count, missing))) as ray:
+        if ray and len(missing) > 1:
+            try:
+                helpers = _start_helpers(ray, shards, compute, most=len(missing) - 1)
+            except Exception as error:  # of many kinds: Ray's, or of pickling
+                tell(f"{shards.title}: no other process helps ({one_line(error)})")
+        work = _Work(shards, missing, report, n_workers=1 + len(helpers))
+        threads = [Thread(target=_follow, args=(ray, helper, work), daemon=True) for helper in helpers]
+        try:
+            for thread in threads:
+                thread.start()
+            while part := work.take() or work.left_undone(threads):
+                for _ in shards.write(part, compute, work.report):
+                    pass
+        finally:
+            for helper in helpers:
+                ray.kill(helper)  # also one that has found no machine
+
+
+class _Work:
+    """The shards that nobody computes yet."""
+
+    def __init__(self, shards: Shards, missing: Sequence[int], report: Callable[[int], object], n_workers: int):
+        self.shards, self.remaining, self.n_workers = shards, [*missing], n_workers
+        self.lock, self._report = Lock(), report
+
+    def take(self) -> list[int]:
+        """Returns shards that follow each other, fewer towards the end; none if none remain."""
+        with self.lock:
+            most = len(self.remaining) // (2 * self.n_workers) if self.n_workers > 1 else len(self.remaining)
+            part, others = self.remaining[:1], self.remaining[1:]
+            while others and len(part) < most and others[0] == part[-1] + 1:
+                part.append(others.pop(0))
+            self.remaining = others
+            return part
+
+    def left_undone(self, threads: Sequence[Thread]) -> list[int]:
+        """Waits until all helpers have ended; returns shards that they have not written, if there are any."""
+        for thread in threads:
+            thread.join()
+        return self.take()
+
+    def give_back(self, part: Sequence[int]) -> None:
+        """Takes back shards that are not written."""
+        with self.lock:
+            self.remaining = sorted([*self.remaining, *part])
+
+    def report(self, n_rows: int) -> None:
+        """Tells that rows are computed."""
+        with self.lock:
+            self._report(n_rows)
+
+
+class Helper:
+    """A process that helps."""
+
+    def __init__(self, given: tuple[Shards, Compute]):
+        """Takes what `Shards.write` needs."""
+        self.shards, self.compute = given
+
+    def computes_like(self) -> Any:
+        """Returns what decides the last digits of what it computes."""
+        return _last_digits()
+
+    def write(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Writes shards; yields the number of each that is written."""
+        yield from self.shards.write(numbers, self.compute, lambda n: None)
+
+
+def _last_digits() -> Any:
+    return numeric_device(), tf.__version__, keras.__version__
+
+
+def _cluster(settings: Settings, n_rows: int) -> AbstractContextManager[Any]:
+    """Connects to a cluster that may help; None in place of Ray if there is none."""
+    ray = sys.modules.get("ray")
+    if n_rows >= FEWEST_ROWS:
+        if ray and ray.is_initialized():
+            return nullcontext(ray)
+        if settings.cluster == "auto":  # this process has all cores of its machine
+            return connected(settings)
+    return nullcontext()
+
+
+def _start_helpers(ray: Any, shards: Shards, compute: Compute, most: int) -> list[Any]:
+    """Asks for a helper wherever a machine has room beside this process; each starts when there is room."""
+    context = ray.get_runtime_context()
+    if context.get_task_id():  # this is a worker
+        resources = context.get_assigned_resources()
+        cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0)
+    else:
+        cpus, gpus = count_threads(), float(bool(tf.config.list_physical_devices("GPU")))
+    machines = machines_of(ray)
+    places = [machine["id"] for machine in machines for _ in range(slots_of(machine, cpus, gpus))]
+    if context.get_node_id() in places:
+        places.remove(context.get_node_id())  # the place of this process
+    given = ray.put((shards, compute)) if places else None
+    options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": environment_of_workers(cpus, gpus)}}
+    return [
+        ray.remote(Helper).options(**options, scheduling_strategy=on_machine(ray, id)).remote(given)
+        for id in places[:most]
+    ]
+
+
+def _follow(ray: Any, helper: Any, work: _Work) -> None:
+    """Hands shards to a helper until none remain."""
+    part: list[int] = []
+    try:
+        answer = helper.computes_like.remote()
+        while not ray.wait([answer], timeout=SECONDS_BETWEEN_LOOKS)[0]:
+            if not work.remaining:
+                return
+        if ray.get(answer) != _last_digits():
+            return
+        while part := work.take():
+            for number in map(ray.get, helper.write.remote(part.copy())):
+                if not wait_for(work.shards.sums_file(number)):
+                    raise UserError("a machine that helps does not see the workspace")
+                part.remove(number)
+                work.report(work.shards.count(number))
+    except Exception:  # it is lost, or has failed: then this process does what it has left undone, and may fail itself
+        work.give_back(part)
