@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from animals10.benchmark_cluster import measure_cluster
 from animals10.benchmark_pipeline import measure_cnns, measure_hashes, measure_memory, measure_resizing, median_seconds
 from animals10.benchmark_precision import measure_precision
 from animals10.dataset import PUBLISHED_RESULTS
@@ -50,7 +51,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = ("resize", "hashes", "cnns", "precision", "memory", "search", "training")
+PARTS = ("resize", "hashes", "cnns", "precision", "memory", "cluster", "search", "training")
 
 
 def run_benchmark(
@@ -90,6 +91,8 @@ def run_benchmark(
             measure_precision(backbones)
         if "memory" not in skip:
             measure_memory(settings)
+        if "cluster" not in skip:
+            measure_cluster(settings)
         if "search" not in skip:
             measure_search(settings)
         if "training" not in skip:

@@ -55,6 +55,8 @@ def write_with_helpers(
             while part := work.take() or work.left_undone(threads):
                 for _ in shards.write(part, compute, work.report):
                     pass
+            if work.n_helped:
+                tell(f"{shards.title}: other processes computed {work.n_helped} of {len(missing)} shards.")
         finally:
             for helper in helpers:
                 ray.kill(helper)  # also one that has found no machine
@@ -65,7 +67,7 @@ class _Work:
 
     def __init__(self, shards: Shards, missing: Sequence[int], report: Callable[[int], object], n_workers: int):
         self.shards, self.remaining, self.n_workers = shards, [*missing], n_workers
-        self.lock, self._report = Lock(), report
+        self.lock, self._report, self.n_helped = Lock(), report, 0
 
     def take(self) -> list[int]:
         """Returns shards that follow each other, fewer towards the end; none if none remain."""
@@ -93,6 +95,12 @@ class _Work:
         with self.lock:
             self._report(n_rows)
 
+    def report_help(self, number: int) -> None:
+        """Tells that another process has written a shard."""
+        self.report(self.shards.count(number))
+        with self.lock:
+            self.n_helped += 1
+
 
 class Helper:
     """A process that helps."""
@@ -102,7 +110,9 @@ class Helper:
         self.shards, self.compute = given
 
     def computes_like(self) -> Any:
-        """Returns what decides the last digits of what it computes."""
+        """Returns what decides the last digits of what it computes; raises UserError if it cannot write shards."""
+        if not wait_for(self.shards.key_file):
+            raise UserError(f"{self.shards.folder} is not seen")
         return _last_digits()
 
     def write(self, numbers: Sequence[int]) -> Iterator[int]:
@@ -158,8 +168,8 @@ def _follow(ray: Any, helper: Any, work: _Work) -> None:
         while part := work.take():
             for number in map(ray.get, helper.write.remote(part.copy())):
                 if not wait_for(work.shards.sums_file(number)):
-                    raise UserError("a machine that helps does not see the workspace")
+                    raise UserError(f"shard {number} is not seen")
                 part.remove(number)
-                work.report(work.shards.count(number))
+                work.report_help(number)
     except Exception:  # it is lost, or has failed: then this process does what it has left undone, and may fail itself
         work.give_back(part)

@@ -12,9 +12,10 @@ from scipy.ndimage import laplace
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from animals10.cluster_files import map_files
 from animals10.files import UserError, read_table, write_table
 from animals10.hamming import pairs_within
-from animals10.images import map_on_all_cores, rejection_reason
+from animals10.images import rejection_reason
 from animals10.preprocessing import read_overview
 from animals10.reference import REFERENCE_FILES, match_reference
 from animals10.settings import Settings
@@ -80,7 +81,7 @@ def check_images(settings: Settings) -> pd.DataFrame:
             reason = rejection_reason(error)
             raise UserError(f"{image}: {reason}. Run 01-preprocessing.ipynb again.") from None
 
-    for row, values in zip(unknown, map_on_all_cores(inspect, unknown, "check")):
+    for row, values in zip(unknown, map_files(settings, inspect, unknown, "check")):
         known[row.relpath, row.sha256] = values
     measurements = pd.DataFrame([known[key] for key in zip(checks.relpath, checks.sha256)])
     checks = checks.join(measurements)

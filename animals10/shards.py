@@ -74,6 +74,11 @@ class Shards:
     rows: int
     size: int
 
+    @property
+    def key_file(self) -> Path:
+        """The file with the key; without it, the folder is not used."""
+        return self.folder / "key.json"
+
     @staticmethod
     def rows_per_shard(rows: int, batch_size: int) -> int:
         """Returns the rows of a shard: a whole number of batches, so that each row is computed in the same batch."""
@@ -81,7 +86,7 @@ class Shards:
 
     def begin(self, key: Mapping) -> None:
         """Makes the folder for features of this key, unless it is there; another one of this name is deleted."""
-        path, expected = self.folder / "key.json", {"key": dict(key), "shard_rows": self.size}
+        path, expected = self.key_file, {"key": dict(key), "shard_rows": self.size}
         if self.folder.exists() and _read(path) != expected:
             print(f"{display_path(self.folder)} is damaged, or of another version; its features are recomputed.")
             shutil.rmtree(self.folder)
