@@ -146,6 +146,7 @@ def token(settings: Settings) -> Iterator[Path]:
     """Leaves a file in the workspace that each machine must see."""
     path = settings.root / f".cluster-{uuid.uuid4().hex}"
     with user_facing_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)  # a new workspace
         path.touch()
     try:
         yield path

@@ -297,28 +297,33 @@ def test_workers_prepare_the_images_as_one_process_does(settings, monkeypatch):
     there = settings.model_copy(update={"cluster": "local"})
     (settings.raw / "red" / "torn.jpeg").write_bytes((settings.raw / "red" / "red 03.jpeg").read_bytes()[:700])
     (settings.raw / "red" / "none.jpeg").write_bytes(b"no image")
-    chunks = []
+    calls = []
     monkeypatch.setattr(
-        cluster_files, "map_on_all_cores", lambda *given: chunks.append(given) or map_on_all_cores(*given)
+        cluster_files, "map_on_all_cores", lambda *given: calls.append(given) or map_on_all_cores(*given)
     )
     found = []
-    for one in (here, there):
+
+    def prepare(one):
         aux.resize_images(one, aux.scan_images(one))
         aux.check_images(one)
         paths = [path for path in one.data.rglob("*") if path.is_file()]
         found.append({str(path.relative_to(one.data)): path.read_bytes() for path in paths})
-        assert len(chunks) == 3  # scan, resize and check in this process: the first time alone
-    assert found[0] == found[1] and len([name for name in found[0] if name.startswith("processed/")]) == 50 + 1
+
+    prepare(here)
+    with connected(there, num_cpus=2):
+        prepare(there)
+        assert len(calls) == 3  # scan, resize and check in this process: the first time alone
+        assert found[0] == found[1] and len([name for name in found[0] if name.startswith("processed/")]) == 50 + 1
+        # What has not changed is not made again; an error of a worker is the same one line.
+        path = there.data / "processed" / "red" / "red 00.jpg"
+        before = path.stat().st_mtime_ns
+        aux.resize_images(there, aux.scan_images(there))
+        assert path.stat().st_mtime_ns == before
+        (there.data / "checks.csv").unlink()
+        path.write_bytes(b"")
+        with pytest.raises(aux.UserError, match=r"red 00.jpg: .* Run 01-preprocessing.ipynb again"):
+            aux.check_images(there)
     assert not list(settings.root.glob(".cluster-*"))
-    # What has not changed is not made again; what a worker cannot do is the same one line.
-    path = there.data / "processed" / "red" / "red 00.jpg"
-    before = path.stat().st_mtime_ns
-    aux.resize_images(there, aux.scan_images(there))
-    assert path.stat().st_mtime_ns == before
-    (there.data / "checks.csv").unlink()
-    path.write_bytes(b"")
-    with pytest.raises(aux.UserError, match=r"red 00.jpg: .* Run 01-preprocessing.ipynb again"):
-        aux.check_images(there)
 
 
 # ── Machines ──────────────────────────────────────────────────────────────────────────────────────────────────────────
