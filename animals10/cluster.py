@@ -20,13 +20,13 @@ from animals10.cluster_connection import (
     check_machines,
     connected,
     environment_of_workers,
+    in_environment,
     machines_of,
     on_machine,
     slots_of,
     token,
 )
 from animals10.cluster_progress import RunTable
-from animals10.cluster_worker import train_on_worker
 from animals10.evaluation import metric_problems
 from animals10.execution import source_of
 from animals10.experiments import Experiment
@@ -204,10 +204,12 @@ class Driver:
         """Hands a task to Ray; returns the reference of its run."""
         options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "name": task.experiment.id}
         options |= {"max_retries": RETRIES, "retry_exceptions": False}
-        options |= {"runtime_env": {"env_vars": environment_of_workers(self.cpus, self.gpus)}}
-        remote = self.ray.remote(max_calls=1)(train_on_worker).options(**options)  # a fresh process
+        environment = environment_of_workers(self.cpus, self.gpus)
+        call = in_environment(environment, "animals10.cluster_worker.train_on_worker")
+        remote = self.ray.remote(max_calls=1)(call).options(**options)  # a fresh process
         source = source_of(task.experiment)  # which the process of a worker cannot tell
-        return remote.remote(self.given, self.token, Path.cwd(), self.cpus, task, source, self.queue)
+        given = self.token, Path.cwd(), self.cpus, task, source, self.queue
+        return remote.remote([self.given, *map(self.ray.put, given)])
 
     def _leave_preparation(self, task: Task) -> None:
         self.preparing = {group: other for group, other in self.preparing.items() if other is not task}

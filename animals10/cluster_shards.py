@@ -5,7 +5,7 @@ is lost. Helpers compute with as many threads and GPUs as it does, on the same i
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock, Thread
 from typing import Any
@@ -13,7 +13,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from animals10.cluster_connection import connected, environment_of_workers, machines_of, on_machine, slots_of
+from animals10.cluster_connection import (
+    connected,
+    environment_of_workers,
+    in_environment,
+    machines_of,
+    on_machine,
+    slots_of,
+)
 from animals10.environment import count_threads, numeric_device
 from animals10.files import UserError, one_line
 from animals10.machine import wait_for
@@ -40,16 +47,13 @@ def write_with_helpers(
     Raises:
         UserError: A value is too large for the dtype, or a file cannot be written.
     """
-    helpers: list[Any] = []
     with _cluster(settings, sum(map(shards.count, missing))) as ray:
-        if ray and len(missing) > 1:
-            try:
-                helpers = _start_helpers(ray, shards, compute, most=len(missing) - 1)
-            except Exception as error:  # of many kinds: Ray's, or of pickling
-                tell(f"{shards.title}: no other process helps ({one_line(error)})")
-        work = _Work(shards, missing, report, n_workers=1 + len(helpers))
-        threads = [Thread(target=_follow, args=(ray, helper, work), daemon=True) for helper in helpers]
+        helpers = _start_helpers(ray, most=len(missing) - 1) if ray else []
         try:
+            given = _hand_out(ray, shards, compute) if helpers else None  # meanwhile they import TensorFlow
+            n_workers = 1 + len(helpers) if given else 1
+            work = _Work(shards, missing, report, n_workers)
+            threads = [Thread(target=_follow, args=(ray, one, given, work), daemon=True) for one in helpers if given]
             for thread in threads:
                 thread.start()
             while part := work.take() or work.left_undone(threads):
@@ -102,26 +106,42 @@ class _Work:
             self.n_helped += 1
 
 
-class Helper:
-    """A process that helps."""
-
-    def __init__(self, given: tuple[Shards, Compute]):
-        """Takes what `Shards.write` needs."""
-        self.shards, self.compute = given
-
-    def computes_like(self) -> Any:
-        """Returns what decides the last digits of what it computes; raises UserError if it cannot write shards."""
-        if not wait_for(self.shards.key_file):
-            raise UserError(f"{self.shards.folder} is not seen")
-        return _last_digits()
-
-    def write(self, numbers: Sequence[int]) -> Iterator[int]:
-        """Writes shards; yields the number of each that is written."""
-        yield from self.shards.write(numbers, self.compute, lambda n: None)
-
-
-def _last_digits() -> Any:
+def computes_like() -> Any:
+    """Returns what decides the last digits of what a process computes."""
     return numeric_device(), tf.__version__, keras.__version__
+
+
+def write_shards(shards: Shards, compute: Compute, numbers: Sequence[int]) -> Iterator[int]:
+    """Writes shards in a process that helps; yields the number of each that is written.
+
+    Raises:
+        UserError: This machine does not see the workspace, or the shards cannot be computed.
+    """
+    if not wait_for(shards.key_file):
+        raise UserError(f"{shards.folder} is not seen")
+    yield from shards.write(numbers, compute, lambda n: None)
+
+
+def _helper_class(environment: Mapping[str, str]) -> type:
+    call = in_environment(environment, f"{__name__}.computes_like")
+
+    class Helper:  # pickled by value: this module imports TensorFlow, before which the environment must be set
+        given: Any = None
+
+        def computes_like(self) -> Any:
+            return call([])
+
+        def write(self, references: list[Any], numbers: Sequence[int]) -> Iterator[int]:
+            import ray
+
+            from animals10.cluster_shards import write_shards
+
+            if self.given is None:
+                self.given = ray.get(references[0])
+            shards, compute = self.given
+            yield from write_shards(shards, compute, numbers)
+
+    return Helper
 
 
 def _cluster(settings: Settings, n_rows: int) -> AbstractContextManager[Any]:
@@ -135,7 +155,7 @@ def _cluster(settings: Settings, n_rows: int) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _start_helpers(ray: Any, shards: Shards, compute: Compute, most: int) -> list[Any]:
+def _start_helpers(ray: Any, most: int) -> list[Any]:
     """Asks for a helper wherever a machine has room beside this process; each starts when there is room."""
     context = ray.get_runtime_context()
     if context.get_task_id():  # this is a worker
@@ -147,15 +167,21 @@ def _start_helpers(ray: Any, shards: Shards, compute: Compute, most: int) -> lis
     places = [machine["id"] for machine in machines for _ in range(slots_of(machine, cpus, gpus))]
     if context.get_node_id() in places:
         places.remove(context.get_node_id())  # the place of this process
-    given = ray.put((shards, compute)) if places else None
-    options = {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": environment_of_workers(cpus, gpus)}}
-    return [
-        ray.remote(Helper).options(**options, scheduling_strategy=on_machine(ray, id)).remote(given)
-        for id in places[:most]
-    ]
+    helper = ray.remote(_helper_class(environment_of_workers(cpus, gpus)))
+    options = {"num_cpus": cpus, "num_gpus": gpus}
+    return [helper.options(**options, scheduling_strategy=on_machine(ray, id)).remote() for id in places[:most]]
 
 
-def _follow(ray: Any, helper: Any, work: _Work) -> None:
+def _hand_out(ray: Any, shards: Shards, compute: Compute) -> Any:
+    """Hands Ray what helpers need; None if it cannot be pickled: a graph has 2 GB at most."""
+    try:
+        return ray.put((shards, compute))
+    except Exception as error:  # of many kinds
+        tell(f"{shards.title}: no other process helps ({one_line(error)}).")
+        return None
+
+
+def _follow(ray: Any, helper: Any, given: Any, work: _Work) -> None:
     """Hands shards to a helper until none remain."""
     part: list[int] = []
     try:
@@ -163,10 +189,10 @@ def _follow(ray: Any, helper: Any, work: _Work) -> None:
         while not ray.wait([answer], timeout=SECONDS_BETWEEN_LOOKS)[0]:
             if not work.remaining:
                 return
-        if ray.get(answer) != _last_digits():
+        if ray.get(answer) != computes_like():
             return
         while part := work.take():
-            for number in map(ray.get, helper.write.remote(part.copy())):
+            for number in map(ray.get, helper.write.remote([given], part.copy())):
                 if not wait_for(work.shards.sums_file(number)):
                     raise UserError(f"shard {number} is not seen")
                 part.remove(number)
