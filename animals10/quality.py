@@ -130,7 +130,8 @@ def connect(checks: pd.DataFrame, links: Sequence[Links]) -> pd.Series:
     first, second = (np.concatenate(ends) for ends in zip(*links))
     graph = coo_array((np.ones(len(first), "int8"), (first, second)), shape=(len(checks), len(checks)))
     number = pd.Series(connected_components(graph, directed=False)[1], index=checks.index)
-    return checks.relpath.groupby(number).transform("min")
+    # Sorted, since pandas finds the smallest of some texts by a call of Python per group.
+    return checks.relpath.sort_values().groupby(number).transform("first").reindex(checks.index)
 
 
 def _find_groups(settings: Settings, checks: pd.DataFrame, is_new: bool) -> pd.Series:
@@ -188,7 +189,8 @@ def leakage(checks: pd.DataFrame, parts: Mapping[str, pd.DataFrame]) -> pd.DataF
     """
     part_of = {relpath: name for name, table in parts.items() for relpath in table.relpath}
     checks = checks.assign(part=checks.relpath.map(part_of))
-    first_in_training = checks[checks.part == "train"].groupby("group").relpath.min()
+    training = checks[checks.part == "train"].sort_values("relpath")  # as in `connect`
+    first_in_training = training.drop_duplicates("group").set_index("group").relpath
     leaking = checks[checks.part.isin(["val", "test"]) & checks.group.isin(first_in_training.index)]
     pairs = _pair(leaking.assign(first=leaking.group.map(first_in_training)), checks)
     return pairs.assign(part=pairs.second.map(part_of))
