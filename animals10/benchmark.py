@@ -25,7 +25,14 @@ import tensorflow as tf
 from PIL import Image
 
 from animals10.benchmark_cluster import measure_cluster
-from animals10.benchmark_pipeline import measure_cnns, measure_hashes, measure_memory, measure_resizing, median_seconds
+from animals10.benchmark_pipeline import (
+    measure_cnns,
+    measure_hashes,
+    measure_memory,
+    measure_resizing,
+    measure_tables,
+    median_seconds,
+)
 from animals10.benchmark_precision import measure_precision
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.environment import configure_device
@@ -51,7 +58,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = ("resize", "hashes", "cnns", "precision", "memory", "cluster", "search", "training")
+PARTS = ("resize", "hashes", "tables", "cnns", "precision", "memory", "cluster", "search", "training")
 
 
 def run_benchmark(
@@ -85,6 +92,8 @@ def run_benchmark(
             measure_resizing(settings, overview)
         if "hashes" not in skip:
             measure_hashes()
+        if "tables" not in skip:
+            measure_tables()
         if "cnns" not in skip:
             measure_cnns(settings, splits.train)
         if "precision" not in skip:
