@@ -13,7 +13,6 @@ from animals10.augmentation import Augmentation
 from animals10.cluster_connection import connected
 from animals10.data_preparation import FeatureCache
 from animals10.experiments import Experiment, Training
-from animals10.machine import available_threads
 from animals10.models import CNN, Transfer, feature_layers_of
 from animals10.preprocessing import read_overview
 from animals10.quiet import THREADS
@@ -41,7 +40,7 @@ def measure_cluster(settings: Settings, repeat: int = 3) -> None:
     print(f"\ncluster: frozen pass of {ROWS:,} images, {BACKBONE}: one process with two threads {one:.1f} s, ", end="")
     print(f"two with one thread each {two:.1f} s, {two / one:.2f} times as long (at most {MOST_TIMES})", flush=True)
     seconds = seconds_per_experiment(settings)
-    print(f"cluster: Ray adds {seconds:.1f} s to each experiment (at most {MOST_SECONDS:g} s)")
+    print(f"cluster: two single-core workers add {seconds:.1f} s to each experiment (at most {MOST_SECONDS:g} s)")
 
 
 def _in_new_process(settings: Settings, threads: int) -> float:
@@ -75,22 +74,24 @@ def pass_seconds(settings: Settings, threads: int) -> float:
         return time.perf_counter() - start
 
 
-def seconds_per_experiment(settings: Settings, n: int = 3) -> float:
-    """Returns how much longer an experiment takes on a cluster than in this process; they run one after the other.
+def seconds_per_experiment(settings: Settings, n: int = 4) -> float:
+    """Returns how much longer an experiment takes on two single-core workers than in this process.
+
+    The time of some experiments is divided by their number: two at a time on workers, one after the other here.
 
     Args:
         settings: A prepared workspace.
-        n: Experiments of each kind.
+        n: Experiments of each kind, as small as can be.
     """
 
-    def train(name: str, cluster: str) -> float:
-        training = Training(1e-3, epochs=1)
-        experiments = [Experiment(f"{name}{number}", CNN((8,), (4,), (8,)), training) for number in range(n)]
+    def train(name: str, cluster: str = "", cpus: int | None = None) -> float:
+        model, training = CNN((8,), (4,), (8,)), Training(1e-3, epochs=1)
+        experiments = [Experiment(f"{name}{number}", model, training) for number in range(n)]
         start = time.perf_counter()
-        train_all(settings.model_copy(update={"cluster": cluster, "cpus_per_run": available_threads()}), experiments)
+        train_all(settings.model_copy(update={"cluster": cluster, "cpus_per_run": cpus}), experiments)
         return time.perf_counter() - start
 
-    train("first", "")  # what happens once per process does not count
-    here = train("here", "")
-    with connected(settings.model_copy(update={"cluster": "local"})):
-        return (train("there", "local") - here) / n
+    train("first")  # what happens once per process does not count
+    here = train("here")
+    with connected(settings.model_copy(update={"cluster": "local"}), num_cpus=2):
+        return (train("there", "local", 1) - here) / n
