@@ -24,6 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from animals10.benchmark_cluster import measure_cluster
 from animals10.benchmark_frameworks import measure_frameworks
 from animals10.benchmark_pipeline import (
     draw_images,
@@ -31,6 +32,7 @@ from animals10.benchmark_pipeline import (
     measure_hashes,
     measure_memory,
     measure_notebook_01,
+    measure_tables,
     median_seconds,
 )
 from animals10.benchmark_precision import measure_precision
@@ -58,7 +60,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = ("notebook01", "hashes", "cnns", "frameworks", "precision", "memory", "search", "training")
+PARTS = "notebook01 hashes tables cnns frameworks precision memory cluster search training".split()
 
 
 def run_benchmark(
@@ -97,6 +99,8 @@ def run_benchmark(
             measure_notebook_01(settings, overview)
         if "hashes" not in skip:
             measure_hashes()
+        if "tables" not in skip:
+            measure_tables()
         if "cnns" not in skip:
             measure_cnns(settings, splits.train)
         if "frameworks" not in skip:
@@ -105,6 +109,8 @@ def run_benchmark(
             measure_precision(backbones)
         if "memory" not in skip:
             measure_memory(settings)
+        if "cluster" not in skip:
+            measure_cluster(settings)
         if "search" not in skip:
             measure_search(settings)
         if "training" not in skip:

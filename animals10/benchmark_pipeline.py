@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,12 +24,14 @@ from PIL import Image
 
 from animals10.augmentation import Augmentation
 from animals10.catalogue import find_experiment
-from animals10.files import read_table
+from animals10.files import read_table, write_table
 from animals10.hamming import pairs_within
+from animals10.images import processed_names
 from animals10.input_pipeline import training_batches
-from animals10.preprocessing import read_overview, resize_images, scan_images
-from animals10.quality import MAX_HAMMING_DISTANCE, check_images
+from animals10.preprocessing import OVERVIEW, read_overview, resize_images, scan_images
+from animals10.quality import MAX_HAMMING_DISTANCE, check_images, leakage, near_duplicate_groups
 from animals10.settings import Settings
+from animals10.splits import draw_split, resample
 
 CNNS = ("base_meansamp_augment+", "conv3_dense1", "conv4inv8to128_pool_dense196", "conv5invto128_dense1")
 EPOCH_SIZES = (2_000, 18_320)  # images per epoch for which memory is measured
@@ -59,9 +62,7 @@ def draw_images(folder: Path, n: int) -> None:
 
 def measure_hashes(n: int = 1_000_000, n_all_pairs: int = 20_000) -> None:
     """Prints how long it takes to find near-duplicates among random and perturbed hashes."""
-    rng = np.random.default_rng(5)
-    hashes = rng.integers(0, 2**64, n, dtype="uint64")
-    hashes[: n // 10] = hashes[-(n // 10) :] ^ (np.uint64(1) << rng.integers(0, 64, n // 10, dtype="uint64"))
+    hashes = random_hashes(n)
     start = time.perf_counter()
     found = len(pairs_within(hashes, MAX_HAMMING_DISTANCE)[0])
     seconds = time.perf_counter() - start
@@ -71,6 +72,50 @@ def measure_hashes(n: int = 1_000_000, n_all_pairs: int = 20_000) -> None:
     all_pairs = (time.perf_counter() - start) / 2 * (n / n_all_pairs) ** 2
     print(f"\nnear-duplicates: {found:,} pairs of {n:,} hashes in {seconds:.1f} s; ", end="")
     print(f"comparing all pairs would take {all_pairs / 60:.0f} minutes, {all_pairs / seconds:.0f} times as long")
+
+
+def measure_tables(sizes: tuple[int, int] = (100_000, 1_000_000)) -> None:
+    """Prints the seconds of what is done with tables of so many images: a step that is linear has their ratio."""
+    table = pd.DataFrame({f"{n:,} images": _seconds_of_tables(n) for n in sizes})
+    table["ratio"] = table.iloc[:, 1] / table.iloc[:, 0]
+    print("\nTables, seconds:")
+    print(table.round(1).to_string())
+
+
+def _seconds_of_tables(n: int) -> dict[str, float]:
+    rng, seconds = np.random.default_rng(5), dict[str, float]()
+
+    def timed(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        found = function(*arguments)
+        seconds[name] = time.perf_counter() - start
+        return found
+
+    table = pd.DataFrame({"name": [f"{index:07}.jpg" for index in range(n)], "label": np.arange(n) % 100})
+    table["category"] = table.label.map("class {:03}".format)
+    table = table.assign(relpath=table.category + "/" + table.name, width=224, height=224)
+    table["source"], table["sha256"] = table.relpath, [f"{number:064x}" for number in rng.permutation(n)]
+    table = table.sort_values("relpath", ignore_index=True)
+    timed("name processed images", processed_names, table)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(root=Path(folder), raw=Path(folder))
+        timed("write a table", write_table, table[list(OVERVIEW)], settings.data / "processed-overview.csv")
+        overview = timed("read a table", read_overview, settings)
+    checks = overview.assign(phash=[f"{value:016x}" for value in random_hashes(n)])
+    checks["group"] = timed("group near-duplicates", near_duplicate_groups, checks)
+    parts = timed("split", draw_split, overview, 5, checks.group)
+    timed("find leakage", leakage, checks, timed("split each image on its own", draw_split, overview, 5, table.relpath))
+    for balance in ("min", "mean", "max"):
+        timed(f"resample to the {balance} class size", resample, parts["train"], balance, 5)
+    return seconds
+
+
+def random_hashes(n: int) -> np.ndarray:
+    """Returns random hashes, uint64 (n,), of which a tenth differ from others in one bit."""
+    rng = np.random.default_rng(5)
+    hashes = rng.integers(0, 2**64, n, dtype="uint64")
+    hashes[: n // 10] = hashes[-(n // 10) :] ^ (np.uint64(1) << rng.integers(0, 64, n // 10, dtype="uint64"))
+    return hashes
 
 
 def measure_notebook_01(settings: Settings, overview: pd.DataFrame) -> None:

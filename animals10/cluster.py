@@ -7,7 +7,6 @@ checkpoint in the workspace.
 
 import copyreg
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,24 +16,30 @@ from typing import Any
 
 import keras
 
-from animals10.cluster_connection import connected, token
+from animals10.cluster_connection import (
+    check_machines,
+    connected,
+    environment_of_workers,
+    in_environment,
+    machines_of,
+    on_machine,
+    slots_of,
+    token,
+)
 from animals10.cluster_progress import RunTable
-from animals10.cluster_worker import train_on_worker
 from animals10.evaluation import metric_problems
 from animals10.execution import source_of
 from animals10.experiments import Experiment
-from animals10.files import REPOSITORY, UserError, display_path, one_line
-from animals10.machine import describe_machine, report_machines, wait_for
+from animals10.files import UserError, display_path, one_line
+from animals10.machine import wait_for
 from animals10.planning import Task, append_result, run_without_training, work_ahead
 from animals10.progress import tell
-from animals10.quiet import THREADS
 from animals10.runs import Run, changed_files
 from animals10.workspace import Workspace
 
 CPUS_PER_RUN = 2  # unless the setting says otherwise
 RETRIES = 3  # of a run whose process or machine died
 SECONDS_BETWEEN_LOOKS = 0.5
-PASSED_ON = ("TF_", "KERAS_", "XLA_")  # beginnings of variables that decide how TensorFlow computes
 
 # By name, as there is one: else the fields of a dataclass that a notebook defines would have another on a worker.
 copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
@@ -84,11 +89,10 @@ class Driver:
         title: str,
     ):
         self.ray, self.workspace, self.runs, self.attempt, self.token = ray, workspace, runs, attempt, token
-        settings, largest = workspace.settings, max((node["CPU"] for node in self._machines()), default=1)
+        settings, largest = workspace.settings, max((node["CPU"] for node in machines_of(ray)), default=1)
         self.cpus = settings.cpus_per_run or min(CPUS_PER_RUN, max(int(largest), 1))
-        self.gpus = settings.gpus_per_run
-        if self.gpus is None:
-            self.gpus = float(keras.config.dtype_policy().name == "mixed_float16")  # this machine has one
+        is_here = keras.config.dtype_policy().name == "mixed_float16"  # this machine has a GPU
+        self.gpus = float(is_here) if settings.gpus_per_run is None else settings.gpus_per_run
         self.blocked, self.ready = list(tasks), list[Task]()
         self.running: dict[Any, Task] = {}
         self.preparing: dict[str, Task] = {}
@@ -100,8 +104,7 @@ class Driver:
     def prepare(self) -> None:
         """Checks the machines, and hands them what all runs need."""
         self._check_machines()
-        affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        here = affinity(self.ray.get_runtime_context().get_node_id(), soft=False)
+        here = on_machine(self.ray, self.ray.get_runtime_context().get_node_id())
         from ray.util.queue import Queue
 
         self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
@@ -137,63 +140,23 @@ class Driver:
                 self.queue.shutdown(force=True)
         self.table.close()
 
-    # ── Machines ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _machines(self) -> list[dict[str, Any]]:
-        """Returns id, CPUs and GPUs of each machine of the cluster."""
-        nodes = [node for node in self.ray.nodes() if node["Alive"]]
-        return [
-            {"id": node["NodeID"]} | {name: node["Resources"].get(name, 0) for name in ("CPU", "GPU")} for node in nodes
-        ]
-
     def _slots(self) -> int:
         """Returns how many runs the machines can train at the same time."""
-        return sum(self._slots_of(machine) for machine in self._machines())
-
-    def _slots_of(self, machine: Mapping[str, Any]) -> int:
-        slots = int(machine["CPU"] // self.cpus)
-        return min(slots, int(machine["GPU"] / self.gpus + 1e-9)) if self.gpus else slots
+        return sum(slots_of(machine, self.cpus, self.gpus) for machine in machines_of(self.ray))
 
     def _check_machines(self) -> None:
         """Checks that machines are large enough, see the workspace, and have this code; tells in which they differ."""
+        machines = machines_of(self.ray)
         if not self._slots():
             raise UserError(
                 f"No machine of the cluster has the {self.cpus} CPUs and {self.gpus:g} GPUs of a run: start machines, "
                 "or lower ANIMALS10_CPUS_PER_RUN and ANIMALS10_GPUS_PER_RUN."
             )
-        if not self.gpus and (n_gpus := sum(machine["GPU"] for machine in self._machines())):
+        if not self.gpus and (n_gpus := sum(machine["GPU"] for machine in machines)):
             tell(f"The cluster has {n_gpus:g} GPUs, which are not used: ANIMALS10_GPUS_PER_RUN=1 uses them.")
-        if self.workspace.settings.cluster == "local":
-            return
-        affinity = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-        remote = self.ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": self._environment()})(
-            describe_machine
-        )
-        asked = [
-            remote.options(scheduling_strategy=affinity(machine["id"], soft=False)).remote(self.token)
-            for machine in self._machines()
-            if self._slots_of(machine)
-        ]
-        try:
-            found = self.ray.get(asked)
-        except self.ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            raise UserError(
-                f"A machine of the cluster cannot use the code in {REPOSITORY} ({one_line(cause)}): all machines need "
-                "this checkout and its environment under the same paths, see docs/cluster.md."
-            ) from None
-        report_machines(found, self.workspace.settings.root)
-
-    def _environment(self) -> dict[str, str]:
-        """Returns the variables of the environment of a run's process."""
-        found = {name: text for name, text in os.environ.items() if name.startswith(PASSED_ON)}
-        found |= dict.fromkeys(THREADS, str(self.cpus))
-        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-        if not self.gpus:
-            found["CUDA_VISIBLE_DEVICES"] = "-1"
-        elif self.gpus < 1:
-            found["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # else the first run takes all memory of the GPU
-        return found
+        if self.workspace.settings.cluster == "auto":
+            used = [machine for machine in machines if slots_of(machine, self.cpus, self.gpus)]
+            check_machines(self.ray, self.workspace.settings, self.token, used)
 
     # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -241,10 +204,12 @@ class Driver:
         """Hands a task to Ray; returns the reference of its run."""
         options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "name": task.experiment.id}
         options |= {"max_retries": RETRIES, "retry_exceptions": False}
-        options |= {"runtime_env": {"env_vars": self._environment()}}
-        remote = self.ray.remote(max_calls=1)(train_on_worker).options(**options)  # a fresh process
+        environment = environment_of_workers(self.cpus, self.gpus)
+        call = in_environment(environment, "animals10.cluster_worker.train_on_worker")
+        remote = self.ray.remote(max_calls=1)(call).options(**options)  # a fresh process
         source = source_of(task.experiment)  # which the process of a worker cannot tell
-        return remote.remote(self.given, self.token, Path.cwd(), self.cpus, task, source, self.queue)
+        given = self.token, Path.cwd(), self.cpus, task, source, self.queue
+        return remote.remote([self.given, *map(self.ray.put, given)])
 
     def _leave_preparation(self, task: Task) -> None:
         self.preparing = {group: other for group, other in self.preparing.items() if other is not task}

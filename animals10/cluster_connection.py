@@ -1,21 +1,26 @@
 """The connection to a Ray cluster, or Ray on this machine alone."""
 
+import importlib
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from animals10.files import UserError, one_line, user_facing_os_errors
+from animals10.files import REPOSITORY, UserError, one_line, user_facing_os_errors
+from animals10.machine import describe_machine, report_machines
 from animals10.progress import tell
+from animals10.quiet import THREADS
 from animals10.settings import Settings
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
-OBJECT_STORE = 100_000_000  # bytes of memory: only tables of file names pass through it
+OBJECT_STORE = 100_000_000  # bytes of memory: tables of file names pass through it; what is larger, through a file
+PASSED_ON = ("TF_", "KERAS_", "XLA_")  # beginnings of variables that decide how TensorFlow computes
 
 
 @contextmanager
@@ -81,11 +86,94 @@ def _join(ray: Any) -> str:
         ) from None
 
 
+def environment_of_workers(cpus: int, gpus: float) -> dict[str, str]:
+    """Returns the variables of the environment of a worker's process that computes with so many threads and GPUs."""
+    found = {name: text for name, text in os.environ.items() if name.startswith(PASSED_ON)}
+    found |= dict.fromkeys(THREADS, str(cpus))
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    if not gpus:
+        found["CUDA_VISIBLE_DEVICES"] = "-1"
+    elif gpus < 1:
+        found["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # else the first run takes all memory of the GPU
+    return found
+
+
+def in_environment(environment: Mapping[str, str], name: str) -> Callable[[list[Any]], Any]:
+    """Returns a function for `ray.remote` that calls one of this package in a process with an environment.
+
+    The variables are set before TensorFlow is imported. Ray's `runtime_env` does the same, but lets no process be used
+    that waits already, which takes three seconds longer.
+
+    Args:
+        environment: The variables.
+        name: Module and name of the function.
+
+    Returns:
+        Takes references to the arguments in a list: Ray does not look into it, and so does not import what they need.
+    """
+    repository, (module, _, function) = str(REPOSITORY), name.rpartition(".")
+
+    def call(references: list[Any]) -> Any:  # pickled by value, as every inner function
+        import ray
+
+        sys.path.insert(0, repository)
+        os.environ.update(environment)
+        return getattr(importlib.import_module(module), function)(*ray.get(references))
+
+    return call
+
+
+def machines_of(ray: Any) -> list[dict[str, Any]]:
+    """Returns id, CPUs and GPUs of each machine of the cluster."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [
+        {"id": node["NodeID"]} | {name: node["Resources"].get(name, 0) for name in ("CPU", "GPU")} for node in nodes
+    ]
+
+
+def slots_of(machine: Mapping[str, Any], cpus: int, gpus: float) -> int:
+    """Returns how many tasks that take so many CPUs and GPUs a machine can do at the same time."""
+    slots = int(machine["CPU"] // cpus)
+    return min(slots, int(machine["GPU"] / gpus + 1e-9)) if gpus else slots
+
+
+def on_machine(ray: Any, id: str) -> Any:
+    """Returns Ray's scheduling strategy for what has to be done on a certain machine."""
+    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(id, soft=False)
+
+
+def check_machines(ray: Any, settings: Settings, token: Path, machines: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that machines of the cluster see the workspace and have this code; tells in which they differ.
+
+    Args:
+        ray: The module, connected.
+        settings: The settings.
+        token: A file in the workspace, see `token`.
+        machines: The machines, as `machines_of` returns them.
+
+    Raises:
+        UserError: One does not see the workspace, or cannot use the code.
+    """
+    environment = {"env_vars": environment_of_workers(1, 0)}
+    remote = ray.remote(num_cpus=0, max_calls=1, runtime_env=environment)(describe_machine)
+    asked = [remote.options(scheduling_strategy=on_machine(ray, machine["id"])).remote(token) for machine in machines]
+    try:
+        found = ray.get(asked)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise UserError(
+            f"A machine of the cluster cannot use the code in {REPOSITORY} ({one_line(cause)}): all machines need "
+            "this checkout and its environment under the same paths, see docs/cluster.md."
+        ) from None
+    report_machines(found, settings.root)
+
+
 @contextmanager
 def token(settings: Settings) -> Iterator[Path]:
     """Leaves a file in the workspace that each machine must see."""
     path = settings.root / f".cluster-{uuid.uuid4().hex}"
     with user_facing_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)  # a new workspace
         path.touch()
     try:
         yield path

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from typing import Any
 
 import keras
@@ -16,7 +15,7 @@ import tensorflow as tf
 from animals10.augmentation import AUGMENTATION_VERSION, Augmentation, mixing
 from animals10.environment import numeric_device
 from animals10.experiments import Experiment, Training
-from animals10.features import cached_features, feature_batches, inference_function, weights_sha256
+from animals10.features import FrozenNetwork, cached_features, feature_batches, weights_sha256
 from animals10.files import UserError
 from animals10.frozen_backbones import trained_part
 from animals10.images import preprocessing_contract
@@ -31,8 +30,11 @@ from animals10.input_pipeline import (
 from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts, network_config
 from animals10.precision import BFLOAT16
 from animals10.settings import Settings
+from animals10.shards import ShardedArray
 from animals10.splits import Splits
 from animals10.stochastic_depth import with_stochastic_depth
+
+BATCH = 32  # images that pass the frozen layers at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +193,7 @@ class FeatureCache:
         self.shared = shared.table if shared else None
         self.title = getattr(experiment.model, "backbone", type(experiment.model).__name__)
         frozen = keras.Model(model.input, list(layers.outputs.values()))
-        self.inference = cache(lambda: inference_function(frozen))  # built when first needed
+        self.network = FrozenNetwork(frozen)
         config = json.dumps(network_config(frozen, trainable=False), sort_keys=True)
         self.key = {"network": self.title, "image_size": context["image_size"], "device": numeric_device()}
         self.key |= {"preprocessing": preprocessing_contract(), "weights_sha256": weights_sha256(frozen.layers)}
@@ -207,23 +209,22 @@ class FeatureCache:
         views: int = 1,
         augmentation: Augmentation | None = None,
         mirrored: bool = False,
-    ) -> np.ndarray:
+    ) -> ShardedArray:
         """Returns the features of the images of a table, (views × images, …), computing what is not cached."""
-        by_image = self.shared is not None
+        by_image, settings, network = self.shared is not None, self.settings, self.network
 
-        def compute(start: int) -> Iterator[list[np.ndarray]]:
-            for pixels, _ in view_batches(self.settings, part, views, augmentation, start, by_image=by_image):
+        def compute(start: int, stop: int) -> Iterator[list[np.ndarray]]:  # also on other machines: without `self`
+            for pixels, _ in view_batches(settings, part, views, augmentation, start, stop, BATCH, by_image):
                 pixels = mirror_image(pixels) if mirrored else pixels
-                yield [tf.cast(array, dtype).numpy() for array in self.inference()(pixels)]  # NumPy casts slowly
+                yield [tf.cast(array, dtype).numpy() for array in network(pixels)]  # NumPy casts slowly
 
         images = hashlib.sha256(os.fsencode(repr([*zip(part.relpath, part.sha256, strict=True)]))).hexdigest()
         key = self.key | {"images": images, "views": views, "seed": self.settings.seed if augmentation else None}
         key["augmentation"] = _augmentation_key(augmentation) if augmentation else None
         key |= ({"views_of": "images"} if by_image and augmentation else {}) | ({"mirrored": True} if mirrored else {})
         shapes = {name: tensor.shape[1:] for name, tensor in self.layers.outputs.items()}
-        folder, title = self.settings.data / "features", f"{self.title}-{name}"
-        arrays = cached_features(folder, title, key, shapes, dtype, views * len(part), compute)
-        return arrays[self.layers.start]
+        given = f"{self.title}-{name}", key, shapes, dtype, views * len(part), BATCH, compute
+        return cached_features(settings, *given)[self.layers.start]
 
     def evaluation_batches(self, part: pd.DataFrame, name: str, mirrored: bool = False) -> tf.data.Dataset:
         """Returns the features of a table in its order, with labels: what is measured on them holds for the model.
@@ -244,7 +245,8 @@ class FeatureCache:
         """Returns the training batches from an epoch on; repeated images share their features."""
         views, last = context["views"] or 1, context["maximum_epochs"]
         distinct = cached.drop_duplicates("relpath", ignore_index=True) if self.shared is None else self.shared
-        position, labels, features = _positions(table, distinct), distinct.label.to_numpy("int32"), np.empty(0)
+        position, labels = _positions(table, distinct), distinct.label.to_numpy("int32")
+        features: np.ndarray | ShardedArray = np.empty(0)
         if last and self.shared is not None and not training.augmentation:  # the features of evaluation serve as well
             features = self.features(distinct, "images", "float32")
         elif last:  # else nothing is trained

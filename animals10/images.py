@@ -6,15 +6,16 @@ The preprocessing contract is here: whatever changes the pixels of a processed i
 import hashlib
 import io
 import os
-import threading
+import tempfile
 import unicodedata
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import filelock
 import numpy as np
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
@@ -32,7 +33,8 @@ RESAMPLING = Image.Resampling.BILINEAR
 PREPROCESSING_VERSION = 1  # raise it when processed images change in a way that the other values do not show
 
 LARGE_PIXELS = 64_000_000  # of an image that is converted alone
-LARGE_IMAGE = threading.Lock()
+# Held by one thread of all processes of this user on this machine: workers of a cluster are processes.
+LARGE_IMAGE = filelock.FileLock(Path(tempfile.gettempdir()) / f"animals10-{getattr(os, 'getuid', int)()}.lock")
 
 
 def preprocessing_contract() -> dict[str, int | str]:
@@ -60,7 +62,7 @@ def rejection_reason(error: Exception) -> str:
 def resize_square(image: Image.Image, size: int) -> Image.Image:
     """Returns an image as RGB of size × size pixels. The aspect ratio is not kept.
 
-    Large images wait for each other, so that the memory they take does not grow with the number of threads.
+    Large images wait for each other, so that the memory they take does not grow with the number of threads or workers.
     """
     is_large = image.width * image.height > LARGE_PIXELS
     with LARGE_IMAGE if is_large else nullcontext():
@@ -138,8 +140,14 @@ def map_on_all_cores(
     """
     if not items:
         return []  # without an empty progress bar
-    with warnings.catch_warnings():
-        # Bombs are rejected by their size. Pillow's other warnings (odd EXIF data, palettes) are harmless here.
-        warnings.filterwarnings("ignore", module="PIL")
+    with without_image_warnings():
         options = {"tqdm_class": Progress, "desc": title, "unit": "file", "unit_scale": unit_scale}
         return thread_map(function, items, max_workers=os.cpu_count(), **options)
+
+
+@contextmanager
+def without_image_warnings() -> Iterator[None]:
+    """Hides the warnings of Pillow: bombs are rejected by their size, and odd EXIF data and palettes are harmless."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield

@@ -79,6 +79,7 @@ def view_batches(
     views: int,
     augmentation: Augmentation | None,
     start: int = 0,
+    stop: int | None = None,
     batch_size: int = 32,
     by_image: bool = False,
 ) -> tf.data.Dataset:
@@ -92,6 +93,7 @@ def view_batches(
         views: Views of each image.
         augmentation: The random changes; None for none.
         start: Position in the list of views × images at which to begin.
+        stop: Position before which to end; None for all.
         batch_size: Images per batch.
         by_image: Whether a view depends on the image (its column `sha256`) instead of its row.
 
@@ -108,7 +110,8 @@ def view_batches(
         key = tf.random.fold_in(tf.random.fold_in(tf.constant([settings.seed, 1], tf.int64), view), number)
         return (augment(image, key, augmentation) if augmentation else image), label
 
-    dataset = tf.data.Dataset.range(start, views * len(table)).map(load, num_parallel_calls=os.cpu_count())
+    last = views * len(table) if stop is None else stop
+    dataset = tf.data.Dataset.range(start, last).map(load, num_parallel_calls=os.cpu_count())
     return without_autotune(dataset.batch(batch_size))
 
 

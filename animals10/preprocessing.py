@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from animals10.class_sizes import check_scanned_sizes
+from animals10.cluster_files import map_files
 from animals10.dataset import ENGLISH, ITALIAN
 from animals10.decoding import open_image, read_file
 from animals10.files import (
@@ -27,7 +29,6 @@ from animals10.files import (
 )
 from animals10.images import (
     crc32_if_up_to_date,
-    map_on_all_cores,
     preprocessing_contract,
     processed_names,
     read_square,
@@ -92,7 +93,7 @@ def scan_images(settings: Settings, allow_small_classes: bool = False) -> pd.Dat
             return row | {"reason": rejection_reason(error)}
 
     columns = "relpath name format category width height mode channels bytes sha256 part reason".split()
-    rows = map_on_all_cores(inspect, found.files, "scan")
+    rows = map_files(settings, inspect, found.files, "scan")
     table = pd.DataFrame(rows, columns=columns).sort_values("relpath", kind="stable", ignore_index=True)
     is_usable = table.reason == ""
     rejected, overview = table[~is_usable].assign(stage="scan"), table[is_usable].reset_index(drop=True)
@@ -202,6 +203,7 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     plan["relpath"] = plan.category + "/" + plan.name
     _apply_contract(settings.data)
     known = _known_crc32(crc32_path)
+    plan["known"] = np.array([known.get(key) for key in zip(plan.relpath, plan.sha256)], object)  # None stays None
     for category in plan.category.unique():
         remove_stale_temporary_files(processed / category)
 
@@ -210,7 +212,7 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
     def make(row: Any) -> dict[str, Any]:
         """Makes one processed image unless it is up to date; returns checksums, or the reason if it could not."""
         target = processed / row.relpath
-        crc32 = crc32_if_up_to_date(target, row.sha256, size, known.get((row.relpath, row.sha256)))
+        crc32 = crc32_if_up_to_date(target, row.sha256, size, row.known)
         if crc32 is not None:
             return {"crc32": crc32}
         try:
@@ -225,7 +227,7 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
             temporary.write_bytes(file.getvalue())
         return {"sha256": sha256, "crc32": zlib.crc32(file.getvalue())}
 
-    made = pd.DataFrame(map_on_all_cores(make, list(plan.itertuples()), "resize"), index=plan.index)
+    made = pd.DataFrame(map_files(settings, make, list(plan.itertuples()), "resize"), index=plan.index)
     made = made.reindex(columns=["reason", "sha256", "crc32"])
     plan["reason"], plan["crc32"], scanned = made.reason, made.crc32, plan.sha256
     plan["sha256"] = made.sha256.fillna(scanned)

@@ -12,9 +12,10 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from animals10.cluster_files import map_files
 from animals10.files import UserError, read_table, write_table
 from animals10.hamming import pairs_within
-from animals10.images import map_on_all_cores, rejection_reason
+from animals10.images import rejection_reason
 from animals10.preprocessing import read_overview
 from animals10.reference import REFERENCE_FILES, match_reference
 from animals10.settings import Settings
@@ -121,7 +122,7 @@ def check_images(settings: Settings) -> pd.DataFrame:
     unknown = [key for key in zip(checks.relpath, checks.sha256) if key not in known]
     paths = [settings.data / "processed" / relpath for relpath, _ in unknown]
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-    measured = map_on_all_cores(measure, batches, "check", unit_scale=BATCH)
+    measured = map_files(settings, measure, batches, "check", unit_scale=BATCH)
     known |= dict(zip(unknown, chain.from_iterable(measured)))
     measurements = pd.DataFrame([known[key] for key in zip(checks.relpath, checks.sha256)])
     checks = checks.join(measurements)
@@ -170,7 +171,8 @@ def connect(checks: pd.DataFrame, links: Sequence[Links]) -> pd.Series:
     first, second = (np.concatenate(ends) for ends in zip(*links))
     graph = coo_array((np.ones(len(first), "int8"), (first, second)), shape=(len(checks), len(checks)))
     number = pd.Series(connected_components(graph, directed=False)[1], index=checks.index)
-    return checks.relpath.groupby(number).transform("min")
+    # Sorted, since pandas finds the smallest of some texts by a call of Python per group.
+    return checks.relpath.sort_values().groupby(number).transform("first").reindex(checks.index)
 
 
 def _find_groups(settings: Settings, checks: pd.DataFrame, is_new: bool) -> pd.Series:
@@ -228,7 +230,8 @@ def leakage(checks: pd.DataFrame, parts: Mapping[str, pd.DataFrame]) -> pd.DataF
     """
     part_of = {relpath: name for name, table in parts.items() for relpath in table.relpath}
     checks = checks.assign(part=checks.relpath.map(part_of))
-    first_in_training = checks[checks.part == "train"].groupby("group").relpath.min()
+    training = checks[checks.part == "train"].sort_values("relpath")  # as in `connect`
+    first_in_training = training.drop_duplicates("group").set_index("group").relpath
     leaking = checks[checks.part.isin(["val", "test"]) & checks.group.isin(first_in_training.index)]
     pairs = _pair(leaking.assign(first=leaking.group.map(first_in_training)), checks)
     return pairs.assign(part=pairs.second.map(part_of))

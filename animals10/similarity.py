@@ -15,7 +15,7 @@ import pandas as pd
 import tensorflow as tf
 
 from animals10.backbones import explained, find_backbone
-from animals10.features import cached_features, inference_function, weights_sha256
+from animals10.features import FrozenNetwork, cached_features, weights_sha256
 from animals10.files import UserError
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import batches, mirror_image
@@ -26,6 +26,7 @@ BACKBONE = "MobileNetV2"
 # Chosen on inspected pairs of Animals-10 (data/animals10-pairs.csv; `make audit` prints the precision by similarity).
 MIN_COSINE_SIMILARITY = 0.91
 PLAIN, MIRRORED = "plain", "mirrored"
+BATCH = 64  # images that pass the network at once
 BLOCK = 1024  # images compared at once with all others: 110 MB for 26,179 images
 
 
@@ -95,15 +96,15 @@ def cached_pooled_features(
     key = {"images": images, "image_size": settings.image_size, "weights_sha256": weights_sha256(outputs.layers)}
     key |= {"preprocessing": preprocessing_contract(), "tensorflow": tf.__version__, "keras": keras.__version__}
     shape, n = outputs.output.shape[1:], len(table)
-    predict = inference_function(outputs)
+    network = FrozenNetwork(outputs)
 
-    def compute(start: int) -> Iterator[list[np.ndarray]]:
-        rows = table.iloc[start:].assign(label=0)
-        for pixels, _ in batches(settings, rows, 64):
-            yield [np.asarray(predict(mirror_image(pixels) if view == MIRRORED else pixels)[0]) for view in views]
+    def compute(start: int, stop: int) -> Iterator[list[np.ndarray]]:
+        rows = table.iloc[start:stop].assign(label=0)
+        for pixels, _ in batches(settings, rows, BATCH):
+            yield [np.asarray(network(mirror_image(pixels) if view == MIRRORED else pixels)[0]) for view in views]
 
-    shapes = dict.fromkeys(views, shape)
-    return cached_features(settings.data / "features", title, key, shapes, "float32", n, compute)
+    arrays = cached_features(settings, title, key, dict.fromkeys(views, shape), "float32", n, BATCH, compute)
+    return {view: np.asarray(array) for view, array in arrays.items()}
 
 
 def pooling_network(settings: Settings, backbone: str) -> keras.Model:

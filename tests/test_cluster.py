@@ -10,17 +10,22 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import psutil
 import pytest
 
 import auxiliary as aux
-from animals10.cluster_connection import OBJECT_STORE
+from animals10 import cluster_files
+from animals10.cluster_connection import OBJECT_STORE, connected
 from animals10.cluster_progress import RunTable
 from animals10.execution import source_of
+from animals10.images import map_on_all_cores
 from animals10.machine import describe_machine, report_machines
+from animals10.shards import Shards
 
 HERE = Path(__file__)
 needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed: `make cluster`")
+VIEWS = 40  # of 35 training images: enough rows of cached features for several processes
 SMALL = aux.CNN((8, 8), (2, 2), (16,), (0.1,))
 
 
@@ -43,21 +48,40 @@ def experiments(epochs=3):
     return [parent, tuned, lower, *others]
 
 
-def train_one_after_other(root, raw, n, epochs):
+def on_features(epochs):
+    """Trains on cached features, which a frozen network of the user's own computes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Head:
+        def build(self, n_classes, image_size, weights=None):
+            inputs = keras.Input((image_size, image_size, 3))
+            x = keras.layers.Rescaling(1 / 255)(inputs)
+            for _ in range(4):  # so that it takes a while
+                x = keras.layers.Conv2D(64, 5, padding="same", activation="relu", trainable=False)(x)
+            x = keras.layers.GlobalAveragePooling2D(name="split")(x)
+            return keras.Model(inputs, keras.layers.Dense(n_classes, activation="softmax")(x))
+
+        def split_layer(self, model):
+            return "split"
+
+    return [aux.Experiment("head", Head(), aux.Training(1e-2, epochs, patience=epochs))]
+
+
+def train_one_after_other(root, raw, make, n, epochs):
     """Trains the first `n` experiments in this process."""
-    settings = aux.Settings(root=root, raw=raw, image_size=32, weights="random", cpus_per_run=1)
-    aux.train_all(settings, experiments(epochs)[:n])
+    settings = aux.Settings(root=root, raw=raw, image_size=32, weights="random", cpus_per_run=1, views=VIEWS)
+    aux.train_all(settings, globals()[make](int(epochs))[: int(n)])
 
 
-def in_one_process(prepared, n, epochs):
+def in_one_process(prepared, n, epochs, make="experiments"):
     """Trains experiments in another process, with one thread and without a cluster; returns their settings."""
     settings = prepared.model_copy(update={"root": prepared.root.parent / "one process"})
     settings.data.mkdir(parents=True)
-    for path in prepared.data.glob("*"):
+    for path in set(prepared.data.glob("*")) - {prepared.data / "features"}:
         (settings.data / path.name).symlink_to(path)
     program = "import sys; sys.path.insert(0, sys.argv[1]); from test_cluster import train_one_after_other as train; "
-    program += "train(*sys.argv[2:4], *map(int, sys.argv[4:]))"
-    arguments = [str(HERE.parent), str(settings.root), str(settings.raw), str(n), str(epochs)]
+    program += "train(*sys.argv[2:])"
+    arguments = [str(HERE.parent), str(settings.root), str(settings.raw), make, str(n), str(epochs)]
     environment = os.environ | {"ANIMALS10_CPUS_PER_RUN": "1", "CUDA_VISIBLE_DEVICES": "-1"}
     subprocess.run([sys.executable, "-c", program, *arguments], env=environment, check=True, capture_output=True)
     return settings
@@ -165,6 +189,69 @@ def test_a_worker_and_a_machine_may_die(prepared, seen, monkeypatch, capfd):
     assert results(settings) == results(in_one_process(prepared, n=6, epochs=40))
 
 
+def train_with_help(root, raw):
+    """Trains in this process on features that another process computes as well: this one waits until it does."""
+    settings = aux.Settings(root=root, raw=raw, image_size=32, weights="random", cpus_per_run=1, views=VIEWS)
+    write = Shards.write
+
+    def write_later(self, *given):
+        end = time.monotonic() + 120
+        while self.title == "Head-train" and len(self.missing()) > 3 and time.monotonic() < end:
+            time.sleep(0.1)
+        yield from write(self, *given)
+
+    Shards.write = write_later
+    with connected(settings.model_copy(update={"cluster": "local"}), num_cpus=2):
+        aux.train_all(settings, on_features(2))
+
+
+def cached_files(settings):
+    files = [path for path in settings.data.glob("features/*/*") if path.is_file()]
+    return {path.relative_to(settings.data): path.read_bytes() for path in files}
+
+
+@needs_ray
+@pytest.mark.slow
+def test_another_process_computes_the_features_that_one_would_compute(prepared):
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import test_cluster as test; "
+    program += "test.train_with_help(*sys.argv[2:])"
+    arguments = [str(HERE.parent), str(prepared.root), str(prepared.raw)]
+    environment = os.environ | {"ANIMALS10_CPUS_PER_RUN": "1", "CUDA_VISIBLE_DEVICES": "-1"}
+    options = {"env": environment, "capture_output": True, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", program, *arguments], **options)
+    assert "Head-train: other processes computed" in done.stderr
+    alone = in_one_process(prepared, 1, 2, "on_features")
+    assert results(prepared) == results(alone) and cached_files(prepared) == cached_files(alone)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_the_shards_that_are_there(prepared, seen, capsys):
+    """Before it, a process that helps is killed."""
+    killed, resumed = [], []
+
+    def kill(row):
+        if "Head-train: cached features" not in row.doing:
+            return
+        pid, before = int(row.worker.rpartition("/")[2]), [path.name for path in prepared.data.glob("features/*/*")]
+        helpers = [process.pid for process in psutil.process_iter() if process.name().startswith("ray::Helper")]
+        if not killed and helpers:
+            killed.extend(helpers[:1])
+            os.kill(killed[0], signal.SIGKILL)
+        elif len(killed) == 1 and "000.json" in before:
+            killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+        elif len(killed) == 2 and pid not in killed:
+            resumed.append(int(row.doing.partition(" features ")[2].rstrip("%")))
+
+    seen["hooks"].append(kill)
+    settings = prepared.model_copy(update={"cluster": "local", "cpus_per_run": 1, "views": VIEWS})
+    aux.train_all(settings, on_features(epochs=2))
+    assert len(killed) == 2 and capsys.readouterr().err.count("takes it over") == 1 and resumed[0] >= 20
+    alone = in_one_process(prepared, 1, 2, "on_features")
+    assert results(settings) == results(alone) and cached_files(settings) == cached_files(alone)
+
+
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -196,6 +283,47 @@ def test_ctrl_c_ends_all_workers_and_the_runs_resume(prepared):
     first = next(line for line in again.stdout.splitlines() if "training" in line)
     assert int(first.partition("epoch ")[2].partition("/")[0]) > 1
     assert results(prepared) == results(in_one_process(prepared, n=1, epochs=40))
+
+
+# ── Images ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@needs_ray
+@pytest.mark.slow
+def test_workers_prepare_the_images_as_one_process_does(settings, monkeypatch):
+    monkeypatch.setattr(cluster_files, "FEWEST_FILES", 10)
+    monkeypatch.setattr(cluster_files, "CHUNK", 7)
+    here = settings.model_copy(update={"root": settings.root.parent / "here"})
+    there = settings.model_copy(update={"cluster": "local"})
+    (settings.raw / "red" / "torn.jpeg").write_bytes((settings.raw / "red" / "red 03.jpeg").read_bytes()[:700])
+    (settings.raw / "red" / "none.jpeg").write_bytes(b"no image")
+    calls = []
+    monkeypatch.setattr(
+        cluster_files, "map_on_all_cores", lambda *given: calls.append(given) or map_on_all_cores(*given)
+    )
+    found = []
+
+    def prepare(one):
+        aux.resize_images(one, aux.scan_images(one))
+        aux.check_images(one)
+        paths = [path for path in one.data.rglob("*") if path.is_file()]
+        found.append({str(path.relative_to(one.data)): path.read_bytes() for path in paths})
+
+    prepare(here)
+    with connected(there, num_cpus=2):
+        prepare(there)
+        assert len(calls) == 3  # scan, resize and check in this process: the first time alone
+        assert found[0] == found[1] and len([name for name in found[0] if name.startswith("processed/")]) == 50 + 1
+        # What has not changed is not made again; an error of a worker is the same one line.
+        path = there.data / "processed" / "red" / "red 00.jpg"
+        before = path.stat().st_mtime_ns
+        aux.resize_images(there, aux.scan_images(there))
+        assert path.stat().st_mtime_ns == before
+        (there.data / "checks.csv").unlink()
+        path.write_bytes(b"")
+        with pytest.raises(aux.UserError, match=r"red 00.jpg: .* Run 01-preprocessing.ipynb again"):
+            aux.check_images(there)
+    assert not list(settings.root.glob(".cluster-*"))
 
 
 # ── Machines ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -103,7 +103,7 @@ def test_no_image_passes_the_backbone_twice_over_all_folds(prepared, monkeypatch
 
     def counting(*arguments):
         *most, compute = arguments
-        return cached_features(*most, lambda start: (computed.append(len(part[0])) or part for part in compute(start)))
+        return cached_features(*most, lambda *rows: (computed.append(len(part[0])) or part for part in compute(*rows)))
 
     monkeypatch.setattr("animals10.data_preparation.cached_features", counting)
     settings, training = prepared.model_copy(update={"views": 2}), aux.Training(1e-3, 1)

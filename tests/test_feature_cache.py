@@ -72,7 +72,7 @@ def test_experiments_with_one_backbone_share_a_cache_and_a_repeated_image_is_com
 
     def counting(*arguments):
         *most, compute = arguments
-        return cached_features(*most, lambda start: (computed.append(len(part[0])) or part for part in compute(start)))
+        return cached_features(*most, lambda *rows: (computed.append(len(part[0])) or part for part in compute(*rows)))
 
     monkeypatch.setattr("animals10.data_preparation.cached_features", counting)
     splits, training = aux.load_splits(prepared), aux.Training(1e-3, 1, class_balance="max")

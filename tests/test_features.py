@@ -1,12 +1,14 @@
 import json
+import pickle
 
 import keras
 import numpy as np
 import pytest
 
-from animals10 import features
+from animals10 import features, shards
 from animals10.files import UserError
 from animals10.models import Transfer
+from animals10.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -61,82 +63,130 @@ def test_each_epoch_is_fed_its_own_view():
     assert found[0][0].dtype == "float32"
 
 
-def compute(start):
-    for row in range(start, 10, 2):
+def compute(start, stop):
+    for row in range(start, stop, 2):
         yield np.full((2, 3), row, "float32"), np.full((2, 1), -row, "float32")
 
 
 SHAPES = {"split": (3,), "pooled": (1,)}
+ROWS = [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
 
 
-def make(folder, how=compute, key="a", dtype="float16"):
-    return features.cached_features(folder, "cache", {"key": key}, SHAPES, dtype, 10, how)
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "FEWEST_ROWS", 3)  # of two batches: shards of 4, 4 and 2 rows
 
 
-def test_features_are_computed_once_and_an_interrupted_computation_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SECONDS_BETWEEN_FLUSHES", 0)
-    starts = []
+def make(folder, how=compute, key="a", dtype="float16", title="cache"):
+    settings = Settings(root=folder, raw=folder)
+    return features.cached_features(settings, title, {"key": key}, SHAPES, dtype, 10, 2, how)
 
-    def interrupted(start):
-        starts.append(start)
-        for batch in compute(start):
-            if batch[0][0, 0] == 6 and len(starts) == 1:
+
+def counting(calls, fails_at=None):
+    """Returns `compute` that notes the rows of each call, and is interrupted before a row, the first time."""
+
+    def count(start, stop):
+        calls.append((start, stop))
+        for row, batch in zip(range(start, stop, 2), compute(start, stop)):
+            if row == fails_at and len(calls) == 1:
                 raise KeyboardInterrupt
             yield batch
 
+    return count
+
+
+def in_a_new_process():
+    shards._checksum.cache_clear()
+
+
+def test_features_are_computed_once_and_an_interrupted_computation_resumes_by_shards(tmp_path):
+    calls = []
+    how = counting(calls, fails_at=6)
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, interrupted)
-    assert not list(tmp_path.glob("cache-*"))  # nothing that looks complete
-    arrays = make(tmp_path, interrupted)
-    assert starts == [0, 6]
-    assert arrays["split"][:, 0].tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8] and arrays["split"].dtype == "float16"
-    make(tmp_path, interrupted)
-    make(tmp_path, interrupted, key="b")
-    make(tmp_path, interrupted, dtype="float32")
-    assert starts == [0, 6, 0, 0]  # another key is another cache
+        make(tmp_path, how)
+    arrays = make(tmp_path, how)
+    assert calls == [(0, 10), (4, 10)]
+    rows = np.array([9, 0, 5, 3, 3])
+    assert arrays["split"][rows][:, 0].tolist() == [8, 0, 4, 2, 2] and arrays["split"][rows].dtype == "float16"
+    assert np.asarray(arrays["split"])[:, 0].tolist() == ROWS and arrays["split"].shape == (10, 3)
+    assert np.asarray(arrays["pooled"])[:, 0].tolist() == [-row for row in ROWS]
+    make(tmp_path, how)
+    make(tmp_path, how, key="b")
+    make(tmp_path, how, dtype="float32")
+    assert calls[2:] == [(0, 10)] * 2  # another key is another cache
+    assert not list(tmp_path.glob("data/features/cache-*/.*"))
 
 
-@pytest.mark.parametrize("damage", ["a word", "no arrays"])
-def test_a_damaged_beginning_of_a_cache_is_begun_anew(tmp_path, damage):
-    with pytest.raises(ZeroDivisionError):
-        make(tmp_path, lambda start: 1 // 0)
-    (work,) = tmp_path.glob(".cache-*[!k]")
-    if damage == "a word":
-        (work / "progress").write_text("half")
-    else:
-        (work / "split.npy").write_bytes(b"")
-    assert make(tmp_path)["split"][:, 0].tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
-
-
-def test_a_network_may_be_called_as_in_a_hub(tmp_path):
-    features.cached_features(tmp_path, "timm/tiny", {}, SHAPES, "float16", 10, compute)
-    assert [path.name.rpartition("-")[0] for path in tmp_path.glob("[!.]*")] == ["timm_tiny"]
-
-
-@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "other key", "removed", "no mapping", "no array"])
-def test_a_damaged_cache_is_not_used(tmp_path, capsys, damage):
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "removed", "no array", "no checksum", "no mapping"])
+def test_a_damaged_shard_is_recomputed_and_no_other(tmp_path, capsys, damage):
     make(tmp_path)
-    (path,) = tmp_path.glob("cache-*/split.npy")
+    (path,) = tmp_path.glob("data/features/cache-*/split-001.npy")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    key = path.with_name("key.json")
-    if damage == "other key":
-        key.write_text(json.dumps(json.loads(key.read_text()) | {"key": "other"}))
-    elif damage == "removed":
+    sums = path.with_name("001.json")
+    if damage == "removed":
         path.unlink()
+    elif damage == "no checksum":
+        sums.unlink()
     elif damage == "no mapping":
-        key.write_text("[]")
+        sums.write_text("[]")
     elif damage == "no array":
         path.write_bytes(b"")
     else:
         path.write_bytes(data if damage == "flipped bit" else data[:-4])
-    features._is_complete.cache_clear()  # as in a new process
-    assert make(tmp_path)["split"][-1, 0] == 8 and "recomputed" in capsys.readouterr().out
+    in_a_new_process()
+    calls = []
+    assert np.asarray(make(tmp_path, counting(calls))["split"])[:, 0].tolist() == ROWS
+    assert calls == [(4, 8)]
+    assert ("1 of its shards" in capsys.readouterr().out) == (damage != "no checksum")
+
+
+@pytest.mark.parametrize("damage", ["other key", "no mapping", "of an earlier version"])
+def test_a_cache_of_another_key_is_not_used(tmp_path, capsys, damage):
+    make(tmp_path)
+    (path,) = tmp_path.glob("data/features/cache-*/key.json")
+    stored = json.loads(path.read_text())
+    if damage == "of an earlier version":
+        stored = {"key": stored["key"], "crc32": {"split": 1, "pooled": 2}}
+        path.with_name("split.npy").write_bytes(b"large")
+    else:
+        stored = [] if damage == "no mapping" else stored | {"key": "other"}
+    path.write_text(json.dumps(stored))
+    calls = []
+    make(tmp_path, counting(calls))
+    assert calls == [(0, 10)] and "recomputed" in capsys.readouterr().out
+    assert not path.with_name("split.npy").exists()
+
+
+def test_a_network_may_be_called_as_in_a_hub(tmp_path):
+    make(tmp_path, title="timm/tiny")
+    assert [path.name.rpartition("-")[0] for path in tmp_path.glob("data/features/[!.]*")] == ["timm_tiny"]
 
 
 def test_a_small_disk_and_large_values_are_clear_errors(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"beyond float16: set ANIMALS10_FEATURE_CACHE=float32"):
-        make(tmp_path, lambda start: [(np.full((2, 3), 1e6, "float32"), np.zeros((2, 1)))])
-    monkeypatch.setattr(features, "SPARE_BYTES", 10**18)
+        make(tmp_path, lambda start, stop: iter([(np.full((2, 3), 1e6, "float32"), np.zeros((2, 1)))]))
+    monkeypatch.setattr(shards, "SPARE_BYTES", 10**18)
     with pytest.raises(UserError, match=r"lower ANIMALS10_VIEWS, or set ANIMALS10_FEATURE_CACHE=off"):
         make(tmp_path, key="b")
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1, 32), (257, 32), (2_000, 64), (73_280, 32), (4_000_000, 64)])
+def test_a_shard_is_a_whole_number_of_batches_and_there_are_not_too_many(rows, batch_size):
+    size = shards.Shards.rows_per_shard(rows, batch_size)
+    assert size % batch_size == 0 and -(-rows // size) <= 64
+
+
+def test_another_process_computes_with_a_network_what_this_one_does():
+    """It knows neither Keras's model nor the classes of the user's own."""
+
+    class Own(keras.layers.Layer):
+        def call(self, values):
+            return keras.ops.sin(values)
+
+    inputs = keras.Input((8, 8, 3))
+    x = Own()(keras.layers.Conv2D(2, 3)(inputs))
+    network = features.FrozenNetwork(keras.Model(inputs, [keras.layers.GlobalAveragePooling2D()(x), x]))
+    pixels = keras.ops.convert_to_tensor(np.random.default_rng(1).uniform(0, 255, (3, 8, 8, 3)).astype("float32"))
+    found, expected = pickle.loads(pickle.dumps(network))(pixels), network(pixels)
+    assert len(found) == 2 and all(map(np.array_equal, found, expected))
