@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from animals10.augmentation import Augmentation
@@ -100,6 +101,19 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
     return tuple(found)
 
 
+def find_changes(titles: Sequence[str]) -> list[Configuration]:
+    """Returns changes by their titles, such as `mobnet2_best: its head alone`, and their references.
+
+    Raises:
+        UserError: There is no such change.
+    """
+    known = {configuration.title: configuration for configuration in changes()}
+    if unknown := [title for title in titles if title not in known]:
+        raise UserError(f"There is no change {unknown[0]!r}: titles are {', '.join(map(repr, known))}.")
+    names = dict.fromkeys(name for title in titles for name in (known[title].reference, title) if name)
+    return [known[name] for name in names]
+
+
 def notebook_configurations() -> tuple[Configuration, ...]:
     """Returns the experiments of notebook 03 on the backbone, those of the original study among them."""
     best = find_experiment(TUNED)
@@ -165,12 +179,16 @@ def compare_configurations(
         interval = f"95 % interval {row.low:+.3f} to {row.high:+.3f}"
         print(f"{row.change} minus {row.reference}: {row.difference:+.3f} ({interval})")
     if store:
-        splits = load_splits(settings)
-        about: dict[str, Any] = {"images": n, "folds": n_folds, "repetitions": repetitions}
-        about |= {"dataset": splits.dataset, "data_share": splits.share, "commit": git_commit()}
-        rows = differences.assign(**about, epochs_cap=settings.max_epochs)
+        rows = differences.assign(images=n, folds=n_folds, repetitions=repetitions, **about_data(settings))
         store_differences(rows, store)
     return table
+
+
+def about_data(settings: Settings) -> dict[str, Any]:
+    """Returns what stored differences say of their data and code."""
+    splits = load_splits(settings)
+    found = {"dataset": splits.dataset, "data_share": splits.share, "commit": git_commit()}
+    return found | {"epochs_cap": settings.max_epochs}
 
 
 def store_differences(rows: pd.DataFrame, path: Path) -> None:
@@ -234,16 +252,17 @@ def recipe_table(path: Path = RECIPE_RESULTS) -> pd.DataFrame:
     """Returns what `make recipes` stored: how much each change of a training configuration gains or loses.
 
     Returns:
-        As text, one row per reference and change, one column per number of images: the paired difference in accuracy on
-        held-out images with its 95 % interval, in percentage points.
+        As text, one row per reference and change, one column per number of training and validation images: the paired
+        difference in accuracy on held-out images, or on the test set, with its 95 % interval, in percentage points.
     """
     rows = read_table(path)
     texts = [
         f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         for d, low, high in zip(rows.difference, rows.low, rows.high)
     ]
-    titles = [f"{n:,} images" for n in rows.images]
+    titles = [f"{n:,} images" + (", test set" if np.isnan(folds) else "") for n, folds in zip(rows.images, rows.folds)]
+    rows = rows.assign(title=titles)
     order = rows[["reference", "change"]].drop_duplicates()
-    wide = rows.assign(text=texts, title=titles).pivot(index=["reference", "change"], columns="title", values="text")
-    columns = list(dict.fromkeys(f"{n:,} images" for n in sorted(rows.images)))
+    wide = rows.assign(text=texts).pivot(index=["reference", "change"], columns="title", values="text")
+    columns = list(rows.sort_values("images").title.unique())
     return wide.reindex(pd.MultiIndex.from_frame(order))[columns].fillna("not measured").rename_axis(columns=None)

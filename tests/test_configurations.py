@@ -98,10 +98,10 @@ def test_differences_are_stored_in_place_of_those_of_as_many_images(tmp_path):
     assert [row["difference"], row["low"], row["high"]] == pytest.approx([-0.1] * 3)
     assert paired_differences(configurations[1:], {"a: b": results["a: b"]}).empty
     for images, difference in ((50, 0.1), (60, 0.2), (50, 0.3)):
-        rows = pd.DataFrame([row | {"difference": difference, "images": images}])
+        rows = pd.DataFrame([row | {"difference": difference, "images": images, "folds": 5 if images == 50 else None}])
         store_differences(rows, tmp_path / "recipes.csv")
     stored = aux.read_table(tmp_path / "recipes.csv")
     assert stored[["images", "difference"]].values.tolist() == [[60, 0.2], [50, 0.3]]
     shown = recipe_table(tmp_path / "recipes.csv")
-    assert shown.columns.to_list() == ["50 images", "60 images"]
+    assert shown.columns.to_list() == ["50 images", "60 images, test set"]
     assert shown.loc[("a", "b")].to_list() == ["+30.0 (-10.0 to -10.0)", "+20.0 (-10.0 to -10.0)"]
