@@ -37,6 +37,7 @@ from animals10.cross_validation import compare_cross_validated, cross_validate
 from animals10.label_errors import label_issues
 from animals10.ensembles import ensemble
 from animals10.search import search, transfer_space
+from animals10.configurations import recipe_table
 from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
 from animals10.calibration import calibrate
 from animals10.inference import classify, find_images
@@ -59,8 +60,9 @@ __all__ = [
     "load_splits", "metrics", "near_duplicates", "nearest_images", "observed_leakage", "open_image",
     "parameter_table", "plot_augmentations", "plot_calibration", "plot_comparison", "plot_embeddings",
     "plot_errors", "plot_gallery", "plot_grad_cam", "plot_images", "plot_learning_curves", "plot_predictions",
-    "plot_run", "predict_table", "published_runs", "published_table", "read_table", "resample", "resize_images",
-    "results_table", "retrained_leakage", "save_model", "scan_images", "search", "show", "show_run", "show_table",
-    "stored_runs", "to_rgb", "train", "train_all", "training_batches", "transfer_space", "write_table",
+    "plot_run", "predict_table", "published_runs", "published_table", "read_table", "recipe_table", "resample",
+    "resize_images", "results_table", "retrained_leakage", "save_model", "scan_images", "search", "show",
+    "show_run", "show_table", "stored_runs", "to_rgb", "train", "train_all", "training_batches", "transfer_space",
+    "write_table",
 ]
 # fmt: on

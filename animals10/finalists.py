@@ -1,4 +1,4 @@
-"""The last step of a comparison of training configurations: a few are trained in full, and evaluated on the test set."""
+"""The last step of a comparison of training configurations: a few are trained in full and meet the test set."""
 
 from collections.abc import Sequence
 from dataclasses import replace
