@@ -46,7 +46,8 @@ def measure_frameworks(settings: Settings, table: pd.DataFrame) -> None:
         found[f"÷ {column}"] = found["this project"] / found[column]
     ratios = [f"÷ {column}" for column in columns]
     print("\nTraining from scratch, images per second; from files with augmentation, against arrays in memory:")
-    print(found.drop(columns="PyTorch's best", errors="ignore").round(dict.fromkeys(ratios, 2)).round(0).to_string())
+    shown = found.drop(columns="PyTorch's best", errors="ignore")
+    print(shown.to_string(formatters={name: ("{:.2f}" if name in ratios else "{:.0f}").format for name in shown}))
     for precision in precisions:
         means = found.xs(precision, level=1)[ratios].apply(gmean)
         print(f"geometric means, {precision}: " + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items()))
