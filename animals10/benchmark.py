@@ -85,9 +85,11 @@ def run_benchmark(
         weights = Path(folder) / "weights"
         weights.mkdir()
         for name in backbones if "training" not in skip else ():
-            options = {"include_top": False, "weights": None, "input_shape": (224, 224, 3)}
-            getattr(keras.applications, name)(**options).save_weights(weights / f"{name}.weights.h5")
-        settings = Settings(root=Path(folder) / "work", raw=raw, weights="random", views=views)
+            network = getattr(keras.applications, name)(include_top=False, weights=None, input_shape=(224, 224, 3))
+            network.save_weights(weights / f"{name}.weights.h5")
+        # Features of random networks would group images of one class as near-duplicates.
+        options = {"weights": "random", "views": views, "split": "published"}
+        settings = Settings(root=Path(folder) / "work", raw=raw, **options)
         overview = scan_images(settings)
         resize_images(settings, overview)
         splits = load_splits(settings)
@@ -114,9 +116,7 @@ def run_benchmark(
         if "search" not in skip:
             measure_search(settings)
         if "training" not in skip:
-            # Features of random networks would group images of another kind as near-duplicates.
-            from_files = settings.model_copy(update={"weights": str(weights), "split": "published"})
-            measure_training(from_files, repeat, sizes, backbones)
+            measure_training(settings.model_copy(update={"weights": str(weights)}), repeat, sizes, backbones)
 
 
 @dataclass(frozen=True)
