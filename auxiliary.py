@@ -37,7 +37,7 @@ from animals10.cross_validation import compare_cross_validated, cross_validate
 from animals10.label_errors import label_issues
 from animals10.ensembles import ensemble
 from animals10.search import search, transfer_space
-from animals10.configurations import recipe_table
+from animals10.configurations import configuration_table
 from animals10.leakage_results import leakage_results, observed_leakage, retrained_leakage
 from animals10.calibration import calibrate
 from animals10.inference import classify, find_images
@@ -54,15 +54,14 @@ __all__ = [
     "AT_200", "BACKBONES", "CATALOGUE", "CLASS_BALANCES", "CNN", "NOTEBOOKS", "SECTIONS", "Architecture",
     "Augmentation", "Experiment", "Run", "Runs", "Settings", "Splits", "Training", "Transfer", "UserError",
     "batches", "best_run", "calibrate", "check_images", "classification_reports", "classify",
-    "compare_cross_validated", "compare_runs", "compare_with_reference", "comparison_table", "configure_device",
-    "cross_validate", "download", "embed", "ensemble", "experiment_table", "find_experiment", "find_images",
-    "find_model", "grad_cam", "issues", "label_issues", "layer_table", "leakage", "leakage_results", "load_model",
-    "load_splits", "metrics", "near_duplicates", "nearest_images", "observed_leakage", "open_image",
+    "compare_cross_validated", "compare_runs", "compare_with_reference", "comparison_table", "configuration_table",
+    "configure_device", "cross_validate", "download", "embed", "ensemble", "experiment_table", "find_experiment",
+    "find_images", "find_model", "grad_cam", "issues", "label_issues", "layer_table", "leakage", "leakage_results",
+    "load_model", "load_splits", "metrics", "near_duplicates", "nearest_images", "observed_leakage", "open_image",
     "parameter_table", "plot_augmentations", "plot_calibration", "plot_comparison", "plot_embeddings",
     "plot_errors", "plot_gallery", "plot_grad_cam", "plot_images", "plot_learning_curves", "plot_predictions",
-    "plot_run", "predict_table", "published_runs", "published_table", "read_table", "recipe_table", "resample",
-    "resize_images", "results_table", "retrained_leakage", "save_model", "scan_images", "search", "show",
-    "show_run", "show_table", "stored_runs", "to_rgb", "train", "train_all", "training_batches", "transfer_space",
-    "write_table",
+    "plot_run", "predict_table", "published_runs", "published_table", "read_table", "resample", "resize_images",
+    "results_table", "retrained_leakage", "save_model", "scan_images", "search", "show", "show_run", "show_table",
+    "stored_runs", "to_rgb", "train", "train_all", "training_batches", "transfer_space", "write_table",
 ]
 # fmt: on

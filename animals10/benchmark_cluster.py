@@ -1,15 +1,14 @@
 """Benchmark of a cluster on this machine: the frozen pass in two processes, and what Ray adds to each experiment."""
 
 import importlib.util
-import multiprocessing
 import os
 import shutil
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor
 from unittest.mock import patch
 
 from animals10.augmentation import Augmentation
+from animals10.benchmark_pipeline import in_new_process
 from animals10.cluster_connection import connected
 from animals10.data_preparation import FeatureCache
 from animals10.experiments import Experiment, Training
@@ -35,7 +34,7 @@ def measure_cluster(settings: Settings, repeat: int = 3) -> None:
     if not importlib.util.find_spec("ray"):
         print("\ncluster: skipped, since Ray is not installed: `make cluster` installs it.")
         return
-    times = [[_in_new_process(settings, threads) for threads in (2, 1)] for _ in range(repeat)]
+    times = [[_pass_seconds_with(settings, threads) for threads in (2, 1)] for _ in range(repeat)]
     one, two = (statistics.median(column) for column in zip(*times, strict=True))
     print(f"\ncluster: frozen pass of {ROWS:,} images, {BACKBONE}: one process with two threads {one:.1f} s, ", end="")
     print(f"two with one thread each {two:.1f} s, {two / one:.2f} times as long (at most {MOST_TIMES})", flush=True)
@@ -43,10 +42,10 @@ def measure_cluster(settings: Settings, repeat: int = 3) -> None:
     print(f"cluster: two single-core workers add {seconds:.1f} s to each experiment (at most {MOST_SECONDS:g} s)")
 
 
-def _in_new_process(settings: Settings, threads: int) -> float:
+def _pass_seconds_with(settings: Settings, threads: int) -> float:
     variables = dict.fromkeys(THREADS, str(threads))
-    with patch.dict(os.environ, variables), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(pass_seconds, settings, threads).result()
+    with patch.dict(os.environ, variables):
+        return in_new_process(pass_seconds, settings, threads)
 
 
 def pass_seconds(settings: Settings, threads: int) -> float:

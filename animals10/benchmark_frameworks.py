@@ -1,7 +1,5 @@
 """Benchmark of training from scratch: this project, bare Keras and PyTorch, side by side."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 
@@ -10,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import gmean
 
-from animals10.benchmark_pipeline import median_seconds
+from animals10.benchmark_pipeline import in_new_process, median_seconds
 from animals10.benchmark_torch import BATCH, has_torch, torch_rates
 from animals10.catalogue import CATALOGUE
 from animals10.input_pipeline import training_batches
@@ -68,7 +66,6 @@ def _rates(settings: Settings, table: pd.DataFrame, name: str, precision: str) -
     epoch = lambda: model.fit(training_batches(settings, table, range(1)), verbose=0)  # noqa: E731
     rates = {"this project": len(table) / median_seconds(epoch, 3), "Keras": BATCH / median_seconds(step, 9)}
     if has_torch():
-        spawn = multiprocessing.get_context("spawn")  # the threads of two frameworks in a process wait for each other
-        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-            rates |= pool.submit(torch_rates, **asdict(architecture), bfloat16=precision == BFLOAT16).result()
+        # In one process, the threads of two frameworks would wait for each other.
+        rates |= in_new_process(torch_rates, **asdict(architecture), bfloat16=precision == BFLOAT16)
     return rates

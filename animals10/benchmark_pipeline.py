@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -36,6 +36,8 @@ from animals10.splits import draw_split, resample
 CNNS = ("base_meansamp_augment+", "conv3_dense1", "conv4inv8to128_pool_dense196", "conv5invto128_dense1")
 EPOCH_SIZES = (2_000, 18_320)  # images per epoch for which memory is measured
 
+Result = TypeVar("Result")
+
 
 def median_seconds(function: Callable[[], object], repeat: int = 5) -> float:
     """Returns the median duration of some calls, after one that does not count."""
@@ -46,6 +48,12 @@ def median_seconds(function: Callable[[], object], repeat: int = 5) -> float:
         function()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def in_new_process(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """Calls a function in a process of its own: with memory and threads that nothing else uses."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments, **options).result()
 
 
 def draw_images(folder: Path, n: int) -> None:
@@ -218,14 +226,9 @@ def measure_cnns(settings: Settings, table: pd.DataFrame) -> None:
 def measure_memory(settings: Settings) -> None:
     """Prints the memory of one epoch of the input pipeline, and of one that shuffles decoded images."""
     for n in EPOCH_SIZES:
-        decoded, ours = (_in_new_process(settings, n, shuffles) for shuffles in (True, False))
+        decoded, ours = (in_new_process(peak_memory, settings, n, shuffles) for shuffles in (True, False))
         print(f"\nMemory of the input pipeline, {n:,} images: decoded and shuffled {decoded:,.0f} MB, ", end="")
         print(f"ours {ours:,.0f} MB, ratio {decoded / ours:.1f}")
-
-
-def _in_new_process(settings: Settings, n: int, shuffles_decoded: bool) -> float:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(peak_memory, settings, n, shuffles_decoded).result()
 
 
 def peak_memory(settings: Settings, n: int, shuffles_decoded: bool) -> float:

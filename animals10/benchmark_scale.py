@@ -1,11 +1,9 @@
 """Benchmark of growth: time and memory of the steps of notebook 01 and of cached training, for more and more images."""
 
-import multiprocessing
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +11,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from animals10.benchmark_pipeline import draw_images
+from animals10.benchmark_pipeline import draw_images, in_new_process
 from animals10.experiments import Experiment, Training
 from animals10.models import Transfer
 from animals10.preprocessing import resize_images, scan_images
@@ -24,7 +22,7 @@ from animals10.training import train
 
 SIZES = (1_000, 4_000, 16_000)  # images
 HEAD = Experiment("scale", Transfer("MobileNetV2", (128,)), Training(1e-4, epochs=5, patience=5))
-SECONDS_BETWEEN_LOOKS = 0.02  # at the memory
+SECONDS_BETWEEN_SAMPLES = 0.02  # of the memory
 
 Result = TypeVar("Result")
 
@@ -36,8 +34,7 @@ def measure_scale(sizes: Sequence[int] = SIZES) -> None:
     """
     rows = {}
     for n in sizes:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            rows[n] = pool.submit(measure_steps, n).result()
+        rows[n] = in_new_process(measure_steps, n)
         print(f"{n:,} images measured", flush=True)
     table = pd.DataFrame(rows).T.stack().apply(pd.Series).unstack(0)
     for name in ("seconds", "MB"):
@@ -79,18 +76,18 @@ class Memory:
     """Measures the largest resident memory of this process while a block runs, in `megabytes`."""
 
     def __enter__(self) -> "Memory":
-        """Starts to look."""
+        """Starts to sample."""
         self.megabytes, self.ended, process = 0.0, threading.Event(), psutil.Process()
 
-        def look() -> None:
-            while not self.ended.wait(SECONDS_BETWEEN_LOOKS):
+        def sample() -> None:
+            while not self.ended.wait(SECONDS_BETWEEN_SAMPLES):
                 self.megabytes = max(self.megabytes, process.memory_info().rss / 1e6)
 
-        self.thread = threading.Thread(target=look)
+        self.thread = threading.Thread(target=sample)
         self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Looks no more."""
+        """Ends sampling."""
         self.ended.set()
         self.thread.join()

@@ -17,13 +17,14 @@ from typing import Any
 import keras
 
 from animals10.cluster_connection import (
+    SECONDS_BETWEEN_POLLS,
     check_machines,
     connected,
     environment_of_workers,
     in_environment,
     machines_of,
     on_machine,
-    slots_of,
+    places,
     token,
 )
 from animals10.cluster_progress import RunTable
@@ -39,7 +40,6 @@ from animals10.workspace import Workspace
 
 CPUS_PER_RUN = 2  # unless the setting says otherwise
 RETRIES = 3  # of a run whose process or machine died
-SECONDS_BETWEEN_LOOKS = 0.5
 
 # By name, as there is one: else the fields of a dataclass that a notebook defines would have another on a worker.
 copyreg.pickle(type(dataclasses.MISSING), lambda _: "MISSING")
@@ -118,9 +118,9 @@ class Driver:
             while (task := self._next()) and len(self.running) < self._slots():
                 self._begin(task)
             if not self.running:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_POLLS)
                 continue
-            done, _ = self.ray.wait([*self.running], timeout=SECONDS_BETWEEN_LOOKS)
+            done, _ = self.ray.wait([*self.running], timeout=SECONDS_BETWEEN_POLLS)
             self._receive()
             for reference in done:
                 task = self.running.pop(reference)
@@ -142,20 +142,19 @@ class Driver:
 
     def _slots(self) -> int:
         """Returns how many runs the machines can train at the same time."""
-        return sum(slots_of(machine, self.cpus, self.gpus) for machine in machines_of(self.ray))
+        return len(places(self.ray, self.cpus, self.gpus))
 
     def _check_machines(self) -> None:
         """Checks that machines are large enough, see the workspace, and have this code; tells in which they differ."""
-        machines = machines_of(self.ray)
         if not self._slots():
             raise UserError(
                 f"No machine of the cluster has the {self.cpus} CPUs and {self.gpus:g} GPUs of a run: start machines, "
                 "or lower ANIMALS10_CPUS_PER_RUN and ANIMALS10_GPUS_PER_RUN."
             )
-        if not self.gpus and (n_gpus := sum(machine["GPU"] for machine in machines)):
+        if not self.gpus and (n_gpus := sum(machine["GPU"] for machine in machines_of(self.ray))):
             tell(f"The cluster has {n_gpus:g} GPUs, which are not used: ANIMALS10_GPUS_PER_RUN=1 uses them.")
         if self.workspace.settings.cluster == "auto":
-            used = [machine for machine in machines if slots_of(machine, self.cpus, self.gpus)]
+            used = dict.fromkeys(places(self.ray, self.cpus, self.gpus))
             check_machines(self.ray, self.workspace.settings, self.token, used)
 
     # ── Tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,10 +4,9 @@ import importlib
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from animals10.settings import Settings
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 OBJECT_STORE = 100_000_000  # bytes of memory: tables of file names pass through it; what is larger, through a file
+SECONDS_BETWEEN_POLLS = 0.5  # of what is running
 PASSED_ON = ("TF_", "KERAS_", "XLA_")  # beginnings of variables that decide how TensorFlow computes
 
 
@@ -111,12 +111,11 @@ def in_environment(environment: Mapping[str, str], name: str) -> Callable[[list[
     Returns:
         Takes references to the arguments in a list: Ray does not look into it, and so does not import what they need.
     """
-    repository, (module, _, function) = str(REPOSITORY), name.rpartition(".")
+    module, _, function = name.rpartition(".")
 
     def call(references: list[Any]) -> Any:  # pickled by value, as every inner function
         import ray
 
-        sys.path.insert(0, repository)
         os.environ.update(environment)
         return getattr(importlib.import_module(module), function)(*ray.get(references))
 
@@ -131,10 +130,13 @@ def machines_of(ray: Any) -> list[dict[str, Any]]:
     ]
 
 
-def slots_of(machine: Mapping[str, Any], cpus: int, gpus: float) -> int:
-    """Returns how many tasks that take so many CPUs and GPUs a machine can do at the same time."""
-    slots = int(machine["CPU"] // cpus)
-    return min(slots, int(machine["GPU"] / gpus + 1e-9)) if gpus else slots
+def places(ray: Any, cpus: int, gpus: float) -> list[str]:
+    """Returns the machine's id for each task that takes so many CPUs and GPUs and can run at the same time."""
+    found: list[str] = []
+    for machine in machines_of(ray):
+        n = int(machine["CPU"] // cpus)
+        found += [machine["id"]] * (min(n, int(machine["GPU"] / gpus + 1e-9)) if gpus else n)
+    return found
 
 
 def on_machine(ray: Any, id: str) -> Any:
@@ -142,21 +144,21 @@ def on_machine(ray: Any, id: str) -> Any:
     return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(id, soft=False)
 
 
-def check_machines(ray: Any, settings: Settings, token: Path, machines: Sequence[Mapping[str, Any]]) -> None:
+def check_machines(ray: Any, settings: Settings, token: Path, machines: Iterable[str]) -> None:
     """Checks that machines of the cluster see the workspace and have this code; tells in which they differ.
 
     Args:
         ray: The module, connected.
         settings: The settings.
         token: A file in the workspace, see `token`.
-        machines: The machines, as `machines_of` returns them.
+        machines: The ids of the machines.
 
     Raises:
         UserError: One does not see the workspace, or cannot use the code.
     """
     environment = {"env_vars": environment_of_workers(1, 0)}
     remote = ray.remote(num_cpus=0, max_calls=1, runtime_env=environment)(describe_machine)
-    asked = [remote.options(scheduling_strategy=on_machine(ray, machine["id"])).remote(token) for machine in machines]
+    asked = [remote.options(scheduling_strategy=on_machine(ray, id)).remote(token) for id in machines]
     try:
         found = ray.get(asked)
     except ray.exceptions.RayError as error:

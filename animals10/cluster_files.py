@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from animals10.cluster_connection import check_machines, connected, environment_of_workers, machines_of, token
+from animals10.cluster_connection import check_machines, connected, environment_of_workers, places, token
 from animals10.files import UserError, one_line
 from animals10.images import map_on_all_cores, without_image_warnings
 from animals10.machine import wait_for
@@ -15,7 +15,7 @@ from animals10.settings import Settings
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-FEWEST_FILES = 2_000  # that are worth to start workers, which takes some seconds
+FEWEST_FILES = 2_000  # for which workers are started, which takes some seconds
 CHUNK = 100  # files
 CHUNKS_PER_CPU = 3  # that are handed to Ray at a time
 
@@ -44,13 +44,13 @@ def map_files(
     results: list[Any] = [None] * len(items)
     with connected(settings) as ray, token(settings) as file, Progress(total=n_files, desc=title, unit="file") as bar:
         if settings.cluster == "auto":
-            check_machines(ray, settings, file, machines_of(ray))
+            check_machines(ray, settings, file, dict.fromkeys(places(ray, 1, 0)))
         remote = ray.remote(num_cpus=1, runtime_env={"env_vars": environment_of_workers(1, 0)})(apply_on_worker)
         paths = [file, *(path for path in (settings.raw_folder,) if path.exists())]
         given, starts, waiting = ray.put(function), iter(range(0, len(items), chunk)), dict[Any, int]()
         while True:
-            n_cpus = sum(machine["CPU"] for machine in machines_of(ray))
-            while len(waiting) < CHUNKS_PER_CPU * max(n_cpus, 1) and (start := next(starts, None)) is not None:
+            n_cpus = max(len(places(ray, 1, 0)), 1)
+            while len(waiting) < CHUNKS_PER_CPU * n_cpus and (start := next(starts, None)) is not None:
                 waiting[remote.remote(paths, given, items[start : start + chunk])] = start
             if not waiting:
                 return results

@@ -14,12 +14,12 @@ import keras
 import tensorflow as tf
 
 from animals10.cluster_connection import (
+    SECONDS_BETWEEN_POLLS,
     connected,
     environment_of_workers,
     in_environment,
-    machines_of,
     on_machine,
-    slots_of,
+    places,
 )
 from animals10.environment import count_threads, numeric_device
 from animals10.files import UserError, one_line
@@ -28,8 +28,7 @@ from animals10.progress import tell
 from animals10.settings import Settings
 from animals10.shards import Compute, Shards
 
-FEWEST_ROWS = 1_000  # that are worth to start helpers, which takes some seconds
-SECONDS_BETWEEN_LOOKS = 0.5
+FEWEST_ROWS = 1_000  # for which helpers are started, which takes some seconds
 
 
 def write_with_helpers(
@@ -107,7 +106,7 @@ class _Work:
 
 
 def computes_like() -> Any:
-    """Returns what decides the last digits of what a process computes."""
+    """Returns the device and software versions that affect bitwise reproducibility."""
     return numeric_device(), tf.__version__, keras.__version__
 
 
@@ -163,13 +162,12 @@ def _start_helpers(ray: Any, most: int) -> list[Any]:
         cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0)
     else:
         cpus, gpus = count_threads(), float(bool(tf.config.list_physical_devices("GPU")))
-    machines = machines_of(ray)
-    places = [machine["id"] for machine in machines for _ in range(slots_of(machine, cpus, gpus))]
-    if context.get_node_id() in places:
-        places.remove(context.get_node_id())  # the place of this process
+    free = places(ray, cpus, gpus)
+    if context.get_node_id() in free:
+        free.remove(context.get_node_id())  # the place of this process
     helper = ray.remote(_helper_class(environment_of_workers(cpus, gpus)))
     options = {"num_cpus": cpus, "num_gpus": gpus}
-    return [helper.options(**options, scheduling_strategy=on_machine(ray, id)).remote() for id in places[:most]]
+    return [helper.options(**options, scheduling_strategy=on_machine(ray, id)).remote() for id in free[:most]]
 
 
 def _hand_out(ray: Any, shards: Shards, compute: Compute) -> Any:
@@ -186,7 +184,7 @@ def _follow(ray: Any, helper: Any, given: Any, work: _Work) -> None:
     part: list[int] = []
     try:
         answer = helper.computes_like.remote()
-        while not ray.wait([answer], timeout=SECONDS_BETWEEN_LOOKS)[0]:
+        while not ray.wait([answer], timeout=SECONDS_BETWEEN_POLLS)[0]:
             if not work.remaining:
                 return
         if ray.get(answer) != computes_like():

@@ -27,7 +27,7 @@ BACKBONE = "MobileNetV2"  # of all configurations: the only one that trains in m
 HEAD, TUNED = "mobnet2_best_head", "mobnet2_best"  # the experiments that others are compared with
 PARTS = {"heads": HEAD, "fine-tuned": TUNED}  # of `changes`
 METRICS = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
-RECIPE_RESULTS = REPOSITORY / "data" / "animals10-recipes.csv"
+STORED_DIFFERENCES = REPOSITORY / "data" / "animals10-configurations.csv"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
         "linear probe, rate 0.002, up to 200 epochs": changed(probe, "long", learning_rate=2e-3, epochs=200),
         "best published head, mobnet2_dense256": find_experiment("mobnet2_dense256", repetition=1),
         "vertical flips as well": changed(head, "flips", augmentation=Augmentation()),
-        "no augmentation": changed(head, "plain", augmentation=None),
+        "no augmentation": changed(head, "unaugmented", augmentation=None),
         "no warm-up, no cosine decay": changed(head, "constant", schedule="constant"),
         "no class weights": changed(head, "unweighted", class_weights=False),
         "no hidden layer": changed(head, "linear", linear, learning_rate=2e-3, epochs=30),
@@ -248,7 +248,7 @@ def paired_differences(configurations: Sequence[Configuration], results: Mapping
     return pd.DataFrame(rows, columns=columns)
 
 
-def recipe_table(path: Path = RECIPE_RESULTS) -> pd.DataFrame:
+def configuration_table(path: Path = STORED_DIFFERENCES) -> pd.DataFrame:
     """Returns what `make recipes` stored: how much each change of a training configuration gains or loses.
 
     Returns:

@@ -49,15 +49,15 @@ def measure(paths: Sequence[Path]) -> list[dict[str, Any]]:
     images = [_read_grey(path) for path in paths]
     grey = np.stack([np.asarray(image) for image in images])  # uint8, (images, size, size)
     brightness = grey.sum(axis=(1, 2), dtype="uint32") / grey[0].size
-    is_plain = _mean_square(grey) - brightness**2 < LOW_INFORMATION_BELOW**2
-    values = zip(_phash(images), is_plain, brightness, _mean_square(_laplacian(grey)))
+    has_low_information = _mean_square(grey) - brightness**2 < LOW_INFORMATION_BELOW**2
+    values = zip(_phash(images), has_low_information, brightness, _mean_square(_laplacian(grey)))
     return [
         {
-            "phash": LOW_INFORMATION if plain else phash,
+            "phash": LOW_INFORMATION if is_low else phash,
             "brightness": round(float(mean), 1),
             "sharpness": round(float(sharpness), 1),
         }
-        for phash, plain, mean, sharpness in values
+        for phash, is_low, mean, sharpness in values
     ]
 
 

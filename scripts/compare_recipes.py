@@ -10,7 +10,7 @@ import sys
 
 from animals10.configurations import (
     PARTS,
-    RECIPE_RESULTS,
+    STORED_DIFFERENCES,
     changes,
     compare_configurations,
     find_changes,
@@ -29,9 +29,9 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="train the experiments of notebook 03")
     parser.add_argument("--changes", nargs="*", choices=[*PARTS], help="change one thing at a time (both parts)")
     parser.add_argument("--finalists", nargs="+", metavar="TITLE", help="titles of changes, as the tables have them")
-    parser.add_argument("--store", action="store_true", help=f"store the differences in data/{RECIPE_RESULTS.name}")
+    parser.add_argument("--store", action="store_true", help=f"store the differences in data/{STORED_DIFFERENCES.name}")
     arguments = parser.parse_args()
-    settings, store = Settings.from_environment(), RECIPE_RESULTS if arguments.store else None
+    settings, store = Settings.from_environment(), STORED_DIFFERENCES if arguments.store else None
     if arguments.finalists:
         compare_finalists(settings, find_changes(arguments.finalists), store=store)
         return

@@ -12,12 +12,14 @@ from animals10.configurations import (
     Configuration,
     changes,
     compare_configurations,
+    configuration_table,
+    find_changes,
     notebook_configurations,
     paired_differences,
-    recipe_table,
     store_differences,
 )
 from animals10.cross_validation import METRICS, CrossValidation
+from animals10.finalists import compare_finalists
 from animals10.planning import with_ancestors
 
 
@@ -99,9 +101,37 @@ def test_differences_are_stored_in_place_of_those_of_as_many_images(tmp_path):
     assert paired_differences(configurations[1:], {"a: b": results["a: b"]}).empty
     for images, difference in ((50, 0.1), (60, 0.2), (50, 0.3)):
         rows = pd.DataFrame([row | {"difference": difference, "images": images, "folds": 5 if images == 50 else None}])
-        store_differences(rows, tmp_path / "recipes.csv")
-    stored = aux.read_table(tmp_path / "recipes.csv")
+        store_differences(rows, tmp_path / "configurations.csv")
+    stored = aux.read_table(tmp_path / "configurations.csv")
     assert stored[["images", "difference"]].values.tolist() == [[60, 0.2], [50, 0.3]]
-    shown = recipe_table(tmp_path / "recipes.csv")
+    shown = configuration_table(tmp_path / "configurations.csv")
     assert shown.columns.to_list() == ["50 images", "60 images, test set"]
     assert shown.loc[("a", "b")].to_list() == ["+30.0 (-10.0 to -10.0)", "+20.0 (-10.0 to -10.0)"]
+
+
+def test_a_change_is_found_by_its_title_with_its_reference():
+    found = find_changes(["mobnet2_best: its head alone"])
+    assert [configuration.title for configuration in found] == [TUNED, "mobnet2_best: its head alone"]
+    with pytest.raises(aux.UserError, match="There is no change 'no such': titles are 'mobnet2_best_head'"):
+        find_changes(["no such"])
+
+
+@pytest.mark.slow
+def test_finalists_are_compared_on_the_test_set_over_seeds(prepared, tmp_path, capsys):
+    good = aux.Experiment("good", aux.CNN((4,), (4,), (8,)), aux.Training(1e-2, epochs=4))
+    poor = dataclasses.replace(good, id="poor", training=aux.Training(1e-6, epochs=1))
+    configurations = [
+        Configuration("good", good),
+        Configuration("good: poor", poor, reference="good"),
+        Configuration("good: mirrored", good, mirrored=True, reference="good"),
+    ]
+    table = compare_finalists(prepared, configurations, repetitions=2, store=tmp_path / "stored.csv")
+    runs = {(run.model_id, run.row["repetition"]): run.row["accuracy"] for run in aux.stored_runs(prepared.root)}
+    expected = sum(runs["poor", n] - runs["good", n] for n in (1, 2)) / 2
+    assert table.change.to_list() == ["poor", "mirrored"] and table.difference[0] == pytest.approx(expected)
+    assert expected < 0 and table.low[0] <= expected <= table.high[0]
+    assert "poor minus good" in capsys.readouterr().out
+    stored = aux.read_table(tmp_path / "stored.csv")
+    assert stored.images.to_list() == [45, 45] and stored.folds.isna().all()
+    with pytest.raises(aux.UserError, match="1 repetitions: give two"):
+        compare_finalists(prepared, configurations, repetitions=1)
