@@ -27,7 +27,10 @@ def compile_model(model: keras.Model, training: Training, steps: int, steps_per_
     options: dict[str, Any] = {} if training.weight_decay is None else {"weight_decay": training.weight_decay}
     options |= {"global_clipnorm": training.clip_norm} if training.clip_norm else {}
     options |= {"use_ema": True, "ema_momentum": training.ema} if training.ema else {}
-    optimizer = type(keras.optimizers.get(training.optimizer))(rate, **options)
+    kind = type(keras.optimizers.get(training.optimizer))
+    if training.layer_decay < 1:
+        kind = _with_layer_decay(kind, model, training.layer_decay)
+    optimizer = kind(rate, **options)
     if keras.config.dtype_policy().name == "mixed_float16":  # as `compile` would do, but before variables are built
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)
@@ -52,3 +55,22 @@ def compile_model(model: keras.Model, training: Training, steps: int, steps_per_
         optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile, steps_per_execution=steps_per_execution
     )
     _compiled[model] = key, steps_per_execution
+
+
+def _with_layer_decay(
+    kind: type[keras.optimizers.Optimizer], model: keras.Model, decay: float
+) -> type[keras.optimizers.Optimizer]:
+    """Returns a kind of optimizer whose learning rate falls by a factor from each trained layer to the one before it.
+
+    The gradient could not be scaled in its place: Adam divides by its size.
+    """
+    layers = [layer for layer in model.layers if layer.trainable_weights]
+    depths = {id(weight): depth for depth, layer in enumerate(layers[::-1]) for weight in layer.trainable_weights}
+    factors = [decay ** depths[id(variable)] for variable in model.trainable_variables]
+
+    class LayerDecay(kind):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            factor = factors[self._get_variable_index(variable)]
+            super().update_step(gradient, variable, learning_rate * factor)
+
+    return LayerDecay

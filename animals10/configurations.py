@@ -87,6 +87,7 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
         "last block alone, 9 layers": changed(tuned, "last9", {"unfreeze_last": 9}),
         "three blocks, 29 layers": changed(tuned, "last29", {"unfreeze_last": 29}),
         "a third of the learning rate": changed(tuned, "slow", learning_rate=tuned.training.learning_rate / 3),
+        "learning rate falling by 0.7 from layer to layer": changed(tuned, "layers", layer_decay=0.7),
         "from the linear probe (LP-FT)": replace(from_probe, init_from=probe),
         "moving average of weights, 0.99": changed(tuned, "ema", ema=0.99),
         "weight decay 1 (AdamW)": changed(tuned, "decay", optimizer="adamw", weight_decay=1.0),

@@ -58,6 +58,8 @@ class Training:
         cutmix: Alpha of the beta distribution of CutMix, 0 to 1; 0 for none (S. Yun et al., arXiv:1905.04899). It mixes
             parts of the images of a batch, or of their cached feature maps. With MixUp as well, each batch takes one
             of them at random.
+        layer_decay: Factor of the learning rate from each trained layer to the one before it, above 0 to 1; 1 for one
+            rate for all (J. Howard and S. Ruder, arXiv:1801.06146). Weight decay does not follow it.
 
     Raises:
         UserError: A value is not allowed.
@@ -79,6 +81,7 @@ class Training:
     stochastic_depth: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         for column in fields(self):
@@ -105,6 +108,7 @@ class Training:
                 "stochastic_depth": (0 <= self.stochastic_depth < 1, "a probability from 0 to below 1"),
                 "mixup": (0 <= self.mixup <= 1, "a number from 0 to 1"),
                 "cutmix": (0 <= self.cutmix <= 1, "a number from 0 to 1"),
+                "layer_decay": (0 < self.layer_decay <= 1, "a number above 0, up to 1"),
             },
         )
 

@@ -25,7 +25,7 @@ from animals10.planning import with_ancestors
 
 def test_changes_have_names_of_their_own_and_differ_from_their_reference_in_one_thing():
     found = changes()
-    assert len({configuration.title for configuration in found}) == len(found) == 26
+    assert len({configuration.title for configuration in found}) == len(found) == 27
     own = {configuration.experiment for configuration in found}
     own |= {ancestor for experiment in own for ancestor in with_ancestors(experiment)}
     assert len({experiment.key for experiment in own}) == len(own)

@@ -60,6 +60,7 @@ def test_defaults_are_those_of_finished_runs():
         "stochastic_depth": 0,
         "mixup": 0,
         "cutmix": 0,
+        "layer_decay": 1,
     }
     assert specification(aux.Transfer("MobileNetV2")) == {
         "type": "Transfer",
@@ -159,6 +160,7 @@ def test_an_impossible_experiment_is_one_clear_line(values, message):
     wrong += [{"optimizer": "LossScaleOptimizer"}, {"optimizer": 5}, {"weight_decay": -1e-4}, {"weight_decay": "no"}]
     wrong += [{"clip_norm": -1}, {"clip_norm": float("inf")}, {"ema": 1}, {"ema": None}, {"stochastic_depth": 1}]
     wrong += [{"mixup": 1.5}, {"mixup": True}, {"cutmix": float("nan")}, {"augmentation": "standard"}]
+    wrong += [{"layer_decay": 0}, {"layer_decay": 1.1}]
     for values in wrong:
         name = next(iter(values))
         with pytest.raises(aux.UserError, match=rf"Training: {name} is .*; allowed is") as error:

@@ -106,7 +106,7 @@ def test_a_killed_training_resumes_to_the_last_digit(prepared, monkeypatch, mode
         ),
         pytest.param(
             Residual(),
-            [{"stochastic_depth": 0.5}, {"cutmix": 1.0}, {"cutmix": 1.0, "class_weights": True}],
+            [{"stochastic_depth": 0.5}, {"cutmix": 1.0}, {"cutmix": 1.0, "class_weights": True}, {"layer_decay": 0.5}],
             marks=pytest.mark.slow,
         ),
     ],
@@ -219,6 +219,29 @@ def test_the_average_of_the_weights_is_evaluated_and_kept(tmp_path):
     average = 0.8 * (0.8 * first + 0.2 * second) + 0.2 * third
     assert np.allclose(model.get_weights()[0], average, atol=1e-6)
     assert model.evaluate(features, labels, verbose=0)[0] == pytest.approx(stopping.history[-1]["val_loss"], abs=1e-6)
+
+
+# ── Layer-wise learning rates ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_learning_rate_falls_from_layer_to_layer(optimizer):
+    rng = np.random.default_rng(1)
+    features, labels = rng.normal(size=(32, 3)).astype("float32"), rng.integers(0, 2, 32)
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(4, "tanh", trainable=False)(inputs)
+    for _ in range(2):
+        x = keras.layers.Dense(4, "tanh")(x)
+    model = keras.Model(inputs, keras.layers.Dense(2, "softmax")(x))
+    initial, steps = model.get_weights(), []
+    for decay in (1.0, 0.5):
+        model.set_weights(initial)
+        compile_model(model, aux.Training(0.01, 1, optimizer=optimizer, layer_decay=decay), 1)
+        model.fit(features, labels, batch_size=32, verbose=0)  # one step
+        steps.append([np.abs(after - before).sum() for before, after in zip(initial, model.get_weights(), strict=True)])
+    assert steps[0][:2] == steps[1][:2] == [0, 0]  # frozen
+    ratios = [with_decay / without for without, with_decay in zip(*(one[2:] for one in steps), strict=True)]
+    assert ratios == pytest.approx([0.25, 0.25, 0.5, 0.5, 1, 1], rel=1e-3)
 
 
 # ── Stochastic depth ──────────────────────────────────────────────────────────────────────────────────────────────────
