@@ -21,7 +21,8 @@ from animals10.embeddings import embed, nearest_images
 from animals10.augmentation import Augmentation
 from animals10.input_pipeline import batches, training_batches
 from animals10.backbones import BACKBONES
-from animals10.models import CNN, Architecture, Transfer, layer_table, load_model, save_model
+from animals10.model_files import load_model, save_model
+from animals10.models import CNN, Architecture, Transfer, layer_table
 
 # experiments: what is trained, and how
 from animals10.experiments import Experiment, Training, experiment_table

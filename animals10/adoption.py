@@ -29,7 +29,7 @@ from animals10.files import (
     read_table,
     user_facing_os_errors,
 )
-from animals10.images import processed_names
+from animals10.images import STRETCH, processed_names
 from animals10.preprocessing import resize_images, scan_images
 from animals10.reference import reference_files
 from animals10.results import RESULT_COLUMNS, is_other, read_results
@@ -166,6 +166,8 @@ def find_problems(run: Run) -> list[str]:
         problems.append(f"it is a trial: ANIMALS10_MAX_EPOCHS shortened it to {row['epochs_cap']} epochs")
     if row["corrections"]:
         problems.append(f"its labels are corrected: {row['corrections']}")
+    if row["resize"] != STRETCH:
+        problems.append(f"its images were made square in another way: {row['resize']}")
     name = f"{row['model_id']}-{row['run_id']}"
     if run.file("run.json").parent.name != name or record["digest"] != row["run_id"][-12:]:
         problems.append("its folder, its row and its digest do not name the same run")

@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 from animals10.evaluation import predict_table, wilson_interval
 from animals10.files import UserError, display_path, write_json, write_table
 from animals10.input_pipeline import batches, damaged_images_named
-from animals10.models import load_model
+from animals10.model_files import load_model, resize_of
 from animals10.progress import tell
 from animals10.runs import CALIBRATION, VALIDATION, Run, run_in
 from animals10.settings import Settings
@@ -266,7 +266,9 @@ def with_temperature(model: keras.Model, temperature: float) -> keras.Model:
     else:
         logarithms = keras.ops.log(keras.ops.maximum(model.output, TINY))
         outputs = keras.layers.Softmax(dtype="float32", name="calibrated")(logarithms / temperature)
-    return keras.Model(model.input, outputs, name=model.name)
+    calibrated = keras.Model(model.input, outputs, name=model.name)
+    calibrated.resize = resize_of(model)
+    return calibrated
 
 
 # ── Metrics ───────────────────────────────────────────────────────────────────────────────────────────────────────────

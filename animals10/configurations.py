@@ -4,6 +4,7 @@ Choose between configurations by their validation metrics; the paired comparison
 much the choice is worth.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from animals10.cross_validation import CrossValidation, compare_cross_validated,
 from animals10.environment import git_commit
 from animals10.experiments import Experiment
 from animals10.files import REPOSITORY, UserError, read_table, write_table
+from animals10.images import CROP, PAD
 from animals10.models import Transfer
-from animals10.preprocessing import resize_images, scan_images
+from animals10.preprocessing import resize_images, resize_mode, scan_images
 from animals10.settings import Settings
 from animals10.splits import load_splits
 
@@ -39,12 +41,14 @@ class Configuration:
         experiment: What is trained.
         mirrored: Whether probabilities are the mean over an image and its mirror image.
         reference: The title of the configuration that it is compared with, if there is one.
+        resize: How images are made square, if not as in the workspace, see `Settings.resize`.
     """
 
     title: str
     experiment: Experiment
     mirrored: bool = False
     reference: str = ""
+    resize: str | None = None
 
 
 def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
@@ -78,6 +82,8 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
         "dropout 0.3": changed(head, "dropout", {"dropout": (0.3,)}),
         "dropout 0.2 of the pooled features": changed(head, "feature_dropout", {"feature_dropout": 0.2}),
         "mean over the mirror image": head,
+        "images cropped to a square": head,
+        "images padded to a square": head,
     }
     from_probe = changed(tuned, "from_probe", linear)
     of_tuned = {
@@ -92,13 +98,15 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
         "moving average of weights, 0.99": changed(tuned, "ema", ema=0.99),
         "weight decay 1 (AdamW)": changed(tuned, "decay", optimizer="adamw", weight_decay=1.0),
         "mean over the mirror image": tuned,
+        "images cropped to a square": tuned,
     }
     found = []
     for part, experiments in {"heads": of_heads, "fine-tuned": of_tuned}.items():
         for title, experiment in experiments.items() if part in parts else ():
             reference = PARTS[part] if title != PARTS[part] else ""
             full = f"{reference}: {title}" if reference else title
-            found.append(Configuration(full, experiment, title == "mean over the mirror image", reference))
+            resize = {"images cropped to a square": CROP, "images padded to a square": PAD}.get(title)
+            found.append(Configuration(full, experiment, title == "mean over the mirror image", reference, resize))
     return tuple(found)
 
 
@@ -123,6 +131,24 @@ def notebook_configurations() -> tuple[Configuration, ...]:
         for experiment in CATALOGUE
         if isinstance(experiment.model, Transfer) and experiment.model.backbone == BACKBONE
     )
+
+
+def workspace_of(settings: Settings, configuration: Configuration) -> Settings:
+    """Returns the settings of the workspace in which a configuration is trained.
+
+    Where images are made square in another way than in the workspace, it is a folder in it, with the same split.
+    """
+    if configuration.resize in (None, resize_mode(settings)):
+        return settings
+    root = settings.root / f"resize-{configuration.resize}"
+    other = settings.model_copy(update={"root": root, "resize": configuration.resize})
+    load_splits(settings)
+    resize_images(other, scan_images(other))
+    names = "checks.csv train.csv val.csv test.csv split.json exclude.csv relabel.csv"
+    for path in [settings.data / name for name in names.split()]:  # near-duplicates, too, are those found before
+        if path.exists():
+            shutil.copy(path, other.data)
+    return other
 
 
 def compare_configurations(
@@ -163,7 +189,8 @@ def compare_configurations(
     earlier = read_table(path, ["configuration"]) if path.exists() else pd.DataFrame({"configuration": []})
     results, tables = {}, []
     for configuration in configurations:
-        given = settings, configuration.experiment, n_folds, repetitions, configuration.mirrored
+        where = workspace_of(settings, configuration)
+        given = where, configuration.experiment, n_folds, repetitions, configuration.mirrored
         results[configuration.title] = result = cross_validate(*given)
         renamed = result.table.rename(columns={"accuracy": "test_accuracy", "loss": "test_loss"})
         renamed["configuration"] = configuration.title

@@ -28,7 +28,7 @@ from animals10.execution import evaluation_context
 from animals10.experiments import Experiment
 from animals10.files import UserError, display_path, link_folder, read_table, user_facing_os_errors, write_table
 from animals10.input_pipeline import damaged_images_named
-from animals10.models import load_model
+from animals10.model_files import load_model
 from animals10.planning import with_ancestors
 from animals10.preprocessing import read_overview
 from animals10.quality import check_images

@@ -29,6 +29,7 @@ from animals10.input_pipeline import (
 )
 from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts, network_config
 from animals10.precision import BFLOAT16
+from animals10.preprocessing import resize_mode
 from animals10.settings import Settings
 from animals10.shards import ShardedArray
 from animals10.splits import Splits
@@ -196,7 +197,8 @@ class FeatureCache:
         self.network = FrozenNetwork(frozen)
         config = json.dumps(network_config(frozen, trainable=False), sort_keys=True)
         self.key = {"network": self.title, "image_size": context["image_size"], "device": numeric_device()}
-        self.key |= {"preprocessing": preprocessing_contract(), "weights_sha256": weights_sha256(frozen.layers)}
+        self.key |= {"preprocessing": preprocessing_contract(resize_mode(settings))}
+        self.key |= {"weights_sha256": weights_sha256(frozen.layers)}
         self.key |= {"config_sha256": hashlib.sha256(config.encode()).hexdigest(), "outputs": list(layers.outputs)}
         self.key |= {"precision": context["precision"]}
         self.key |= {"tensorflow": tf.__version__, "keras": keras.__version__}

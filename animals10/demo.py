@@ -23,7 +23,7 @@ from animals10.files import UserError, display_path
 from animals10.grad_cam import grad_cam
 from animals10.images import processed_pixels
 from animals10.inference import classify
-from animals10.models import load_model
+from animals10.model_files import load_model, resize_of
 from animals10.runs import run_labels, stored_runs
 from animals10.sample import compose_sample
 from animals10.settings import Settings
@@ -124,7 +124,7 @@ def predict_file(
     if prediction.reason:
         return [], None, None, f"{name} cannot be used: {prediction.reason}. Try a JPEG or PNG photograph."
     with open_image(file) as image:
-        shown, pixels = to_rgb(image), processed_pixels(image, model.input_shape[1])
+        shown, pixels = to_rgb(image), processed_pixels(image, model.input_shape[1], resize_of(model))
     shown.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
     try:
         heatmap = overlay(model, pixels, shown.size) if with_grad_cam else None

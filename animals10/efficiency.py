@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from animals10.environment import configure_device
 from animals10.files import UserError, display_path, write_json
-from animals10.models import load_model
+from animals10.model_files import load_model
 from animals10.runs import Run, run_labels, stored_runs
 from animals10.settings import Settings
 

@@ -14,7 +14,7 @@ from animals10.decoding import open_image
 from animals10.features import inference_function
 from animals10.files import UserError, write_json
 from animals10.images import processed_pixels, rejection_reason
-from animals10.preprocessing import read_overview
+from animals10.preprocessing import read_overview, resize_mode
 from animals10.runs import Run
 from animals10.settings import Settings
 from animals10.similarity import BACKBONE, PLAIN, cached_pooled_features, pooling_network, unit_length
@@ -53,18 +53,19 @@ def embed(
         found = cached_pooled_features(settings, images, outputs, f"{backbone}-embedding", [PLAIN])[PLAIN]
     else:
         name, index = "path", [str(path) for path in images]
-        found = _file_features(outputs, settings.image_size, [Path(path).expanduser() for path in images])
+        found = _file_features(settings, outputs, [Path(path).expanduser() for path in images])
     keras.backend.clear_session()
     return pd.DataFrame(found, pd.Index(index, name=name), [f"f{number}" for number in range(found.shape[1])])
 
 
-def _file_features(outputs: keras.Model, size: int, paths: Sequence[Path]) -> np.ndarray:
+def _file_features(settings: Settings, outputs: keras.Model, paths: Sequence[Path]) -> np.ndarray:
+    resize = resize_mode(settings)
     predict, found = inference_function(outputs), [np.empty((0, outputs.output.shape[1]), "float32")]
 
     def read(path: Path) -> np.ndarray:
         try:
             with open_image(path) as image:
-                return processed_pixels(image, size)
+                return processed_pixels(image, settings.image_size, resize)
         except Exception as error:
             raise UserError(f"{path} cannot be embedded ({rejection_reason(error)}): leave it out.") from None
 

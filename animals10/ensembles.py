@@ -26,7 +26,9 @@ from animals10.features import weights_sha256
 from animals10.files import UserError, display_path, write_json
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import batches, damaged_images_named
-from animals10.models import load_model, network_config
+from animals10.model_files import load_model
+from animals10.models import network_config
+from animals10.preprocessing import resize_mode
 from animals10.results import RESULT_COLUMNS, ResultRow
 from animals10.runs import Run, stored_runs
 from animals10.settings import Settings
@@ -137,6 +139,8 @@ def _check_members(settings: Settings, splits: Splits, members: Sequence[Run], m
         record, row = run.record, run.row
         if row["image_size"] != settings.image_size:
             found = f"takes images of {row['image_size']} pixels", f"those of this workspace have {settings.image_size}"
+        elif row["resize"] != (resize := resize_mode(settings)):
+            found = f"was trained with RESIZE={row['resize']}", f"the images of this workspace have {resize}"
         elif tuple(record["class_names"]) != splits.class_names:
             found = f"knows {_in_words(record['class_names'])}", f"the classes are {_in_words(splits.class_names)}"
         elif splits.sha256 not in (row["data_sha256"], record["spec"]["settings"].get("fold_of")):
@@ -155,7 +159,8 @@ def _in_words(names: Sequence[str]) -> str:
 def _digest(settings: Settings, splits: Splits, members: Sequence[Run], id: str, mirrored: bool) -> str:
     """Returns 12 hexadecimal digits that everything decides which can change the result of an ensemble."""
     weights = sorted(run.record["weights_sha256"] for run in members)
-    contract = {name: value for name, value in preprocessing_contract().items() if name != "description"}
+    contract = preprocessing_contract(resize_mode(settings))
+    del contract["description"]
     found = {"type": KIND, "id": id, "members": weights, "mirrored": mirrored, "data_sha256": splits.sha256}
     text = json.dumps(found | {"preprocessing": contract, "image_size": settings.image_size}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -175,7 +180,7 @@ def _evaluate(settings: Settings, splits: Splits, members: Sequence[Run], id: st
             acc_val = metrics(validation)["accuracy"]
     folder, run_id = settings.models / f".{id}-{digest}", f"{now:%Y%m%dT%H%M%S%f}-{digest}"
     history = pd.DataFrame(columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"])
-    write_run_files(folder, model, splits.class_names, history, predictions, validation)
+    write_run_files(folder, model, splits.class_names, history, predictions, validation, resize_mode(settings))
     outcome = {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id, "acc_val": acc_val, "params": model.count_params()}
     row = _row(settings, splits, members, outcome | {"model_id": id, "n_test": len(splits.test)} | metrics(predictions))
     names = [run.path.name for run in members if run.path]
@@ -223,6 +228,7 @@ def _row(settings: Settings, splits: Splits, members: Sequence[Run], outcome: di
         acc_train=None,
         dataset=splits.dataset,
         image_size=settings.image_size,
+        resize=resize_mode(settings),
         repetition=1,
         n_train=max(row["n_train"] for row in rows),
         n_val=len(splits.val),

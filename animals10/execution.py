@@ -39,9 +39,11 @@ from animals10.files import (
     write_table,
 )
 from animals10.frozen_backbones import build_on_frozen_backbone
+from animals10.images import STRETCH
 from animals10.input_pipeline import damaged_images_named
 from animals10.model_checks import check_loads_in_fresh_process, check_model
-from animals10.models import Architecture, Transfer, count_parameters, load_model, network_config, save_model
+from animals10.model_files import load_model, save_model
+from animals10.models import Architecture, Transfer, count_parameters, network_config
 from animals10.precision import BFLOAT16, in_precision
 from animals10.results import ResultRow
 from animals10.runs import RUN_FILES, VALIDATION, Run
@@ -78,6 +80,11 @@ class Job:
     shared: SharedImages | None = None
     callback: keras.callbacks.Callback | None = None
     source: str | None = None
+
+    @property
+    def resize(self) -> str:
+        """How its images are made square, see `images.resize_square`."""
+        return self.context["preprocessing"].get("resize", STRETCH)
 
     @property
     def unfinished_folder(self) -> Path:
@@ -279,7 +286,7 @@ def save(
 ) -> Run:
     """Stores a run in its folder: all files first, then `run.json`, then the folder gets its final name."""
     folder, now = job.unfinished_folder, datetime.now(UTC)
-    write_run_files(folder, model, job.splits.class_names, history, predictions, validation)
+    write_run_files(folder, model, job.splits.class_names, history, predictions, validation, job.resize)
     clock["save"] = time.perf_counter()
     run_id = f"{now:%Y%m%dT%H%M%S%f}-{job.digest}"
     row = result_row(job, outcome | {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id})
@@ -297,10 +304,11 @@ def write_run_files(
     history: pd.DataFrame,
     predictions: pd.DataFrame,
     validation: pd.DataFrame | None,
+    resize: str,
 ) -> None:
     """Writes the files of a run, `RUN_FILES`, into its folder; and its validation predictions, if there are some."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, folder / "model.keras", class_names)
+    save_model(model, folder / "model.keras", class_names, resize)
     write_table(history, folder / "history.csv")
     write_table(predictions, folder / "predictions.csv")
     if validation is not None:
@@ -328,6 +336,7 @@ def result_row(job: Job, outcome: Mapping[str, Any]) -> ResultRow:
         batchsize=job.experiment.training.batch_size,
         class_balance=job.experiment.training.class_balance,
         image_size=job.context["image_size"],
+        resize=job.resize,
         weights=job.context["weights"],
         seed=job.context["seed"],
         dataset=job.splits.dataset,

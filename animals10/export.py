@@ -45,8 +45,9 @@ from animals10.files import (
 )
 from animals10.images import read_square
 from animals10.input_pipeline import batches, damaged_images_named
-from animals10.models import load_model
+from animals10.model_files import load_model, resize_of
 from animals10.precision import in_precision
+from animals10.preprocessing import resize_mode
 from animals10.runs import Run, find_model
 from animals10.sample import compose_sample
 from animals10.settings import Settings
@@ -122,10 +123,10 @@ def load_source(settings: Settings, name: str, calibrated: bool = False) -> Sour
     shape = model.input_shape
     if len(model.inputs) != 1 or len(shape) != 4 or shape[1:] != (shape[1], shape[1], 3) or not shape[1]:
         raise UserError(f"{display_path(path)} takes {shape}: pixels (None, size, size, 3) were expected.")
-    settings = settings.model_copy(update={"image_size": shape[1]})
+    settings = settings.model_copy(update={"image_size": shape[1], "resize": resize_of(model)})
     splits, why = None, ""
     try:
-        splits = load_splits(settings)
+        splits, _ = load_splits(settings), resize_mode(settings)
     except UserError as error:
         why = str(error)
     if splits and splits.class_names != class_names:
@@ -153,7 +154,7 @@ def make_reference(source: Source, most: int = MAX_TEST_IMAGES) -> Reference:
         found, labels = batches(source.settings, table), table.label.to_numpy()
     else:
         print(f"{source.why} So the check uses drawings of the shipped sample, without an accuracy.")
-        drawings = np.stack(list(_drawings(source.model.input_shape[1])))
+        drawings = np.stack(list(_drawings(source.model)))
         found, labels = [(drawings[start : start + 32], None) for start in range(0, len(drawings), 32)], None
         name = f"{len(drawings)} drawings of the shipped sample"
     with damaged_images_named(source.settings, *([table] if source.splits else [])):
@@ -171,10 +172,10 @@ def _doubt(source: Source) -> str:
     return "" if source.splits and evaluated_on == source.splits.sha256 else unknown
 
 
-def _drawings(size: int) -> Iterator[np.ndarray]:
+def _drawings(model: keras.Model) -> Iterator[np.ndarray]:
     for path in sorted(compose_sample().glob("*/*"))[::3]:
         try:
-            yield np.asarray(read_square(path, size), "float32")
+            yield np.asarray(read_square(path, model.input_shape[1], resize_of(model)), "float32")
         except (OSError, ValueError, SyntaxError):  # some are damaged on purpose
             continue
 

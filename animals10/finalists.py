@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from animals10.configurations import Configuration, about_data, store_differences
+from animals10.configurations import Configuration, about_data, store_differences, workspace_of
 from animals10.cross_validation import cross_entropy
 from animals10.ensembles import ensemble
 from animals10.files import UserError
@@ -72,7 +72,7 @@ def compare_finalists(
 
 
 def _trained(settings: Settings, configuration: Configuration, repetitions: int) -> list[Run]:
-    experiment = configuration.experiment
+    experiment, settings = configuration.experiment, workspace_of(settings, configuration)
     runs = train_all(settings, [replace(experiment, repetition=number + 1) for number in range(repetitions)])
     if missing := [run for run in runs if run.path is None]:
         raise UserError(f"{configuration.title} was not trained: {missing[0].why}")

@@ -18,7 +18,7 @@ from typing import IO, Any, TypeVar
 import filelock
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.contrib.concurrent import thread_map
 
 from animals10.decoding import open_image, to_rgb
@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 JPEG_QUALITY = 90  # of processed images
 RESAMPLING = Image.Resampling.BILINEAR
+STRETCH, CROP, PAD = RESIZE_MODES = "stretch", "crop", "pad"
+PADDING = (128, 128, 128)  # the middle of the values, which most backbones take for zero
 PREPROCESSING_VERSION = 1  # raise it when processed images change in a way that the other values do not show
 
 LARGE_PIXELS = 64_000_000  # of an image that is converted alone
@@ -37,17 +39,23 @@ LARGE_PIXELS = 64_000_000  # of an image that is converted alone
 LARGE_IMAGE = filelock.FileLock(Path(tempfile.gettempdir()) / f"animals10-{getattr(os, 'getuid', int)()}.lock")
 
 
-def preprocessing_contract() -> dict[str, int | str]:
+def preprocessing_contract(resize: str = STRETCH) -> dict[str, int | str]:
     """Returns everything besides the image size that decides the pixels of a processed image.
 
-    Images and runs made under another contract are made anew.
+    Images and runs made under another contract are made anew. The default mode is not named in it, so that runs which
+    were made before there were others stay valid.
+
+    Args:
+        resize: How images are made square, see `resize_square`.
     """
-    return {
+    made = {STRETCH: "resized", CROP: "cropped at the centre and resized", PAD: "resized and padded with grey"}
+    contract: dict[str, int | str] = {
         "version": PREPROCESSING_VERSION,
         "jpeg_quality": JPEG_QUALITY,
         "resampling": RESAMPLING.name.lower(),
-        "description": "EXIF orientation applied, composited on white, resized to a square, stored as RGB JPEG",
+        "description": f"EXIF orientation applied, composited on white, {made[resize]} to a square, stored as RGB JPEG",
     }
+    return contract if resize == STRETCH else contract | {"resize": resize}
 
 
 def rejection_reason(error: Exception) -> str:
@@ -59,24 +67,39 @@ def rejection_reason(error: Exception) -> str:
     return one_line(error) if isinstance(error, ValueError) else f"damaged: {one_line(error)}"
 
 
-def resize_square(image: Image.Image, size: int) -> Image.Image:
-    """Returns an image as RGB of size × size pixels. The aspect ratio is not kept.
+def resize_square(image: Image.Image, size: int, resize: str = STRETCH) -> Image.Image:
+    """Returns an image as RGB of size × size pixels.
 
     Large images wait for each other, so that the memory they take does not grow with the number of threads or workers.
+
+    Args:
+        image: The image.
+        size: Edge of the result, in pixels.
+        resize: `stretch` changes the aspect ratio. Others keep it: `crop` takes the largest square at the centre, and
+            `pad` adds grey at two edges.
     """
     is_large = image.width * image.height > LARGE_PIXELS
     with LARGE_IMAGE if is_large else nullcontext():
-        return to_rgb(image).resize((size, size), RESAMPLING)
+        rgb = to_rgb(image)
+        if resize == CROP:
+            return ImageOps.fit(rgb, (size, size), RESAMPLING)
+        if resize == PAD:  # ImageOps.pad fails where less than half a pixel of an edge would be left
+            scale = size / max(rgb.size)
+            whole = rgb.resize((max(1, round(scale * rgb.width)), max(1, round(scale * rgb.height))), RESAMPLING)
+            square = Image.new("RGB", (size, size), PADDING)
+            square.paste(whole, ((size - whole.width) // 2, (size - whole.height) // 2))
+            return square
+        return rgb.resize((size, size), RESAMPLING)
 
 
-def read_square(source: Path | bytes, size: int) -> Image.Image:
+def read_square(source: Path | bytes, size: int, resize: str = STRETCH) -> Image.Image:
     """Opens an image, given as a path or as the bytes of a file, and returns it as `resize_square` does.
 
     Raises:
         ValueError, OSError: As `open_image` and `to_rgb` raise them. `rejection_reason` puts any of them into words.
     """
     with open_image(source) as image:
-        return resize_square(image, size)
+        return resize_square(image, size, resize)
 
 
 def save_processed(image: Image.Image, file: Path | IO[bytes], **options: Any) -> None:
@@ -84,10 +107,10 @@ def save_processed(image: Image.Image, file: Path | IO[bytes], **options: Any) -
     image.save(file, "JPEG", quality=JPEG_QUALITY, **options)
 
 
-def processed_pixels(image: Image.Image, size: int) -> np.ndarray:
+def processed_pixels(image: Image.Image, size: int, resize: str = STRETCH) -> np.ndarray:
     """Returns the pixels that a model sees of an image once it is stored as JPEG: uint8, (size, size, 3)."""
     with io.BytesIO() as file:
-        save_processed(resize_square(image, size), file)
+        save_processed(resize_square(image, size, resize), file)
         return np.asarray(Image.open(file, formats=["JPEG"]))
 
 

@@ -21,7 +21,7 @@ from animals10.decoding import open_image
 from animals10.files import UserError, atomic_write, write_json
 from animals10.images import processed_pixels, rejection_reason
 from animals10.input_pipeline import mirror_image
-from animals10.models import load_model
+from animals10.model_files import load_model, resize_of
 from animals10.progress import Progress
 from animals10.runs import find_model
 from animals10.settings import Settings
@@ -103,8 +103,8 @@ def classify(
 ) -> Iterator[Prediction]:
     """Classifies files batch by batch, in their order; memory does not grow with their number.
 
-    Each image is processed like the training images: EXIF orientation applied, composited on white, resized to a
-    square, compressed and decoded as JPEG. While a batch is predicted, the next ones are read. A file that is not a
+    Each image is processed like the training images: EXIF orientation applied, composited on white, made square in the
+    same way, compressed and decoded as JPEG. While a batch is predicted, the next ones are read. A file that is not a
     usable image gets a reason instead of probabilities, and the others go on.
 
     Args:
@@ -117,7 +117,7 @@ def classify(
     Yields:
         One prediction per file.
     """
-    size = model.input_shape[1]
+    size, resize = model.input_shape[1], resize_of(model)
     signature = tf.TensorSpec((None, size, size, 3), tf.float32)
 
     def probabilities(pixels: tf.Tensor) -> tf.Tensor:
@@ -128,17 +128,17 @@ def classify(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ahead: deque[list[Future]] = deque()
         for start in range(0, len(paths) + 2 * batch_size, batch_size):
-            ahead.append([pool.submit(_read, path, size) for path in paths[start : start + batch_size]])
+            ahead.append([pool.submit(_read, path, size, resize) for path in paths[start : start + batch_size]])
             if len(ahead) > 2:
                 batch = [future.result() for future in ahead.popleft()]
                 yield from _predict_batch(predict, class_names, batch)
 
 
-def _read(path: Path, size: int) -> tuple[Path, np.ndarray | str]:
+def _read(path: Path, size: int, resize: str) -> tuple[Path, np.ndarray | str]:
     """Returns an image's pixels, uint8 (size, size, 3), or the reason why there are none."""
     try:
         with open_image(path) as image:
-            return path, processed_pixels(image, size)
+            return path, processed_pixels(image, size, resize)
     except Exception as error:  # whatever is wrong with one file must not stop the others
         return path, rejection_reason(error)
 

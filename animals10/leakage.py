@@ -30,7 +30,7 @@ from animals10.execution import Job, build_model, evaluation_context, fit, garba
 from animals10.experiments import Experiment
 from animals10.files import UserError, display_path, read_table, write_table
 from animals10.leakage_results import AS_IT_IS, DIFFERENCE, WITHOUT_OTHERS, WITHOUT_PARTNERS, summary
-from animals10.models import save_model
+from animals10.model_files import save_model
 from animals10.quality import check_images
 from animals10.runs import Run, RunKey, stored_runs
 from animals10.settings import Settings

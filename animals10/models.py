@@ -1,14 +1,12 @@
-"""Architectures: CNNs trained from scratch, transfer learning, anyone's own; saving and loading of their networks.
+"""Architectures: CNNs trained from scratch, transfer learning, anyone's own.
 
 An architecture is a frozen dataclass that builds a network: from pixels, (n, size, size, 3), 0 to 255, to the
 probabilities of the classes, (n, classes).
 """
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import keras
@@ -17,7 +15,7 @@ import pandas as pd
 
 from animals10.backbones import find_backbone
 from animals10.features import split_before
-from animals10.files import UserError, atomic_write, reading
+from animals10.files import UserError
 from animals10.values import plain_number
 
 
@@ -368,32 +366,3 @@ def layer_table(model: keras.Model) -> pd.DataFrame:
 def count_parameters(weights: Sequence[keras.Variable]) -> int:
     """Returns the number of values in a list of weights."""
     return int(sum(np.prod(weight.shape) for weight in weights))
-
-
-# ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
-    """Saves a model as a `.keras` file, without its optimizer.
-
-    The class names are in the same archive, as `class_names.json`: Keras alone loads the file as well.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    with atomic_write(path) as temporary:
-        keras.Model(model.input, model.output, name=model.name).save(temporary)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.writestr("class_names.json", json.dumps(list(class_names), ensure_ascii=False))
-
-
-def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
-    """Loads a model that `save_model` wrote, and its class names. Keras's safe mode refuses code in the file.
-
-    Raises:
-        UserError: The file is missing, is no such model, is damaged, or holds code, as in a `Lambda` layer.
-    """
-    with reading(path, "cannot be loaded", "name a .keras file that this study saved, or restore it"):
-        with zipfile.ZipFile(path) as archive:
-            class_names = tuple(json.loads(archive.read("class_names.json")))
-        return keras.models.load_model(path, compile=False), class_names

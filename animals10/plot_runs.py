@@ -18,7 +18,8 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from animals10.catalogue import is_another_experiment
 from animals10.embeddings import embedding_map
 from animals10.files import UserError
-from animals10.models import layer_table, load_model
+from animals10.model_files import load_model
+from animals10.models import layer_table
 from animals10.plots import (
     BLUE,
     GREY,

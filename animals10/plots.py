@@ -25,7 +25,7 @@ from animals10.files import UserError
 from animals10.grad_cam import grad_cam
 from animals10.images import processed_pixels, rejection_reason
 from animals10.inference import classify, probabilities_in_words
-from animals10.models import load_model
+from animals10.model_files import load_model, resize_of
 from animals10.runs import Run
 from animals10.settings import hides_photographs
 
@@ -335,7 +335,7 @@ def plot_predictions(
             line[0].text(0, 0.5, f"not classified: {prediction.reason}", va="center", fontsize=9)
             continue
         with open_image(prediction.path) as image:
-            shown, pixels = to_rgb(image), processed_pixels(image, model.input_shape[1])
+            shown, pixels = to_rgb(image), processed_pixels(image, model.input_shape[1], resize_of(model))
         shown.thumbnail((THUMBNAIL, THUMBNAIL))
         line[0].imshow(shown, label=prediction.path.name)
         if cam:

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from animals10.model_files import resize_of
 from animals10.models import Architecture, Transfer
 from animals10.progress import tell_once
 
@@ -90,4 +91,5 @@ def in_precision(model: keras.Model, policy: str) -> keras.Model:
     for mine, original in zip(copy.layers, model.layers, strict=True):
         mine.trainable = original.trainable  # the layer of the input, which has no weights, would lose it
     copy.set_weights(model.get_weights())
+    copy.resize = resize_of(model)
     return copy

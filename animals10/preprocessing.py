@@ -28,6 +28,7 @@ from animals10.files import (
     write_table,
 )
 from animals10.images import (
+    STRETCH,
     crc32_if_up_to_date,
     preprocessing_contract,
     processed_names,
@@ -67,6 +68,7 @@ def scan_images(settings: Settings, allow_small_classes: bool = False) -> pd.Dat
             has too few; the workspace holds another data set, or images of another size. Nothing is overwritten then.
     """
     _check_image_size(settings)
+    resize_mode(settings)
     for folder in (settings.root, settings.data):
         remove_stale_temporary_files(folder)
     with user_facing_os_errors(settings.raw, "read"):
@@ -131,6 +133,26 @@ def _check_image_size(settings: Settings) -> None:
         )
 
 
+def resize_mode(settings: Settings) -> str:
+    """Returns how the images of a workspace are made square, a name in `RESIZE_MODES`.
+
+    Processed images decide; where there are none yet, the settings do.
+
+    Raises:
+        UserError: The settings ask for another way than that of the processed images.
+    """
+    contract = _stored_contract(settings.data / "processed" / CONTRACT_FILE)
+    if contract is None:
+        return settings.resize or STRETCH
+    found = str(contract.get("resize", STRETCH))
+    if settings.resize not in (None, found):
+        raise UserError(
+            f"The images in {display_path(settings.data / 'processed')} were made with ANIMALS10_RESIZE={found}, not "
+            f"{settings.resize}. Leave that setting out, or {ANOTHER_WORKSPACE}."
+        )
+    return found
+
+
 def _check_data_set(settings: Settings, overview: pd.DataFrame) -> None:
     """Raises a `UserError` that names both data sets if the workspace has the processed images of another one."""
     if overview.empty or not (settings.data / "processed-overview.csv").exists():
@@ -193,15 +215,15 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
         the scan).
 
     Raises:
-        UserError: The workspace has processed images of another size.
+        UserError: The workspace has processed images of another size, or made square in another way.
     """
-    processed, size = settings.data / "processed", settings.image_size
+    processed, size, resize = settings.data / "processed", settings.image_size, resize_mode(settings)
     table_path, crc32_path = settings.data / "processed-overview.csv", settings.data / "processed-crc32.csv"
     _check_image_size(settings)
     plan = overview.rename(columns={"relpath": "source"})
     plan["name"] = processed_names(overview)
     plan["relpath"] = plan.category + "/" + plan.name
-    _apply_contract(settings.data)
+    _apply_contract(settings.data, resize)
     known = _known_crc32(crc32_path)
     plan["known"] = np.array([known.get(key) for key in zip(plan.relpath, plan.sha256)], object)  # None stays None
     for category in plan.category.unique():
@@ -218,7 +240,7 @@ def resize_images(settings: Settings, overview: pd.DataFrame) -> pd.DataFrame:
         try:
             content = read_file(raw_folder / row.source)
             sha256 = hashlib.sha256(content).hexdigest()
-            image = read_square(content, size)
+            image = read_square(content, size, resize)
         except Exception as error:  # as in the scan
             return {"reason": rejection_reason(error)}
         file = io.BytesIO()
@@ -264,9 +286,9 @@ def _known_crc32(path: Path) -> dict[tuple[str, str], int]:
     return {}
 
 
-def _apply_contract(data: Path) -> None:
+def _apply_contract(data: Path, resize: str) -> None:
     """Deletes processed images and their checks if they were made under another contract, and records this one."""
-    processed, contract = data / "processed", preprocessing_contract()
+    processed, contract = data / "processed", preprocessing_contract(resize)
     # Listed before the contract is read: another process may record it and start to make images in between.
     entries = [path for path in processed.iterdir() if path.name != CONTRACT_FILE] if processed.is_dir() else []
     if _stored_contract(processed / CONTRACT_FILE) == contract:

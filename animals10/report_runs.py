@@ -25,7 +25,7 @@ COVERAGES = 20  # points of the chart of accuracy against coverage, at most
 
 # The fields of a run's view by heading; all others of `ResultRow` are listed under Training.
 NETWORK = "weights params trainable_params image_size".split()
-DATA = "dataset data_share corrections split n_train n_val n_test data_sha256".split()
+DATA = "dataset data_share corrections resize split n_train n_val n_test data_sha256".split()
 RESULTS = "accuracy accuracy_low accuracy_high precision recall f1_score acc_train acc_val significance".split()
 ORIGIN = "time run_id device peak_memory_mb tensorflow keras commit".split()
 TRAINING = [name for name in RESULT_COLUMNS if name not in {*NETWORK, *DATA, *RESULTS, *ORIGIN, "model_id"}]

@@ -13,6 +13,7 @@ from animals10.catalogue import is_another_experiment
 from animals10.dataset import ENGLISH, PUBLISHED_RESULTS
 from animals10.evaluation import compare_runs, wilson_interval
 from animals10.files import UserError, display_path, read_table
+from animals10.images import STRETCH
 from animals10.runs import EFFICIENCY, Run, RunKey, run_labels, run_of_row
 from animals10.settings import Settings
 
@@ -71,6 +72,7 @@ class ResultRow:
     data_share: str = field(metadata=_column("share of Animals-10", "files of Animals-10 that were there; else empty"))
     epochs_cap: int | None = field(metadata=_column("cap on epochs", "of a trial that ANIMALS10_MAX_EPOCHS shortened"))
     corrections: str = field(metadata=_column("label corrections", "by exclude.csv and relabel.csv, with a checksum"))
+    resize: str = field(metadata=_column("resizing", "how images are made square: stretch, crop or pad"))
 
 
 RESULT_COLUMNS = tuple(column.name for column in fields(ResultRow))
@@ -92,6 +94,8 @@ def read_results(path: Path) -> pd.DataFrame:
     table = read_table(path)
     if "corrections" not in table and "run_id" in table:  # of a version that knew none
         table["corrections"] = None
+    if "run_id" in table:
+        table["resize"] = table.get("resize", pd.Series(index=table.index, dtype="str")).fillna(STRETCH)
     if missing := [name for name in RESULT_COLUMNS if name not in table]:
         raise UserError(f"{where} lacks the columns {', '.join(missing)}: restore them with `make rebuild`.")
     for name in NUMBERS:

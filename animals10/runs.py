@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from animals10.files import UserError, display_path, expand_user, file_sha256, read_json, read_table, reading
+from animals10.images import STRETCH
 from animals10.progress import tell
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Run:
             maximum = record.get("spec", {}).get("settings", {}).get("maximum_epochs", row.get("epochs"))
             row["epochs_cap"] = None if maximum == row.get("epochs") else maximum
         row.setdefault("corrections", "")
+        row.setdefault("resize", STRETCH)
         return row
 
     @property
@@ -234,7 +236,7 @@ class Runs(Sequence[Run]):
 # What tells runs of one id apart, in the order in which it is used, and its words. All labels of trials name their cap.
 _DIFFERENCES = {"epochs": "{} epochs", "learning_rate": "learning rate {}", "repetition": "repetition {}"}
 _DIFFERENCES |= {"epochs_cap": "", "image_size": "{} pixels", "weights": "weights {}", "dataset": "{}"}
-_DIFFERENCES |= {"corrections": "{}"}
+_DIFFERENCES |= {"corrections": "{}", "resize": "images made square by {}"}
 _DIFFERENCES |= {"split": "{} split", "class_balance": "class balance {}", "batchsize": "batches of {}"}
 _DIFFERENCES |= {"params": "{:,} parameters", "trainable_params": "{:,} of them trained", "seed": "seed {}"}
 _DIFFERENCES |= {"run_id": "{}"}

@@ -43,6 +43,9 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
             recognise them by their names.
         profile: `full` for the user's own images, `sample` for drawings that come with the repository.
         image_size: Edge of the square images that the models see, in pixels.
+        resize: How images are made square: `stretch` changes their aspect ratio, as in the original study; `crop` takes
+            the largest square at the centre, and `pad` adds grey at two edges. None for what the workspace has, and
+            `stretch` in a new one. A model is given all images in the way in which it was trained.
         weights: Initial weights of backbones: `imagenet`, `random`, or a folder of `<backbone>.weights.h5` files.
         only: Ids of the experiments to train; empty for all. In a text, commas or blanks separate them, and an id that
             has some of its own stands in double quotes.
@@ -73,6 +76,7 @@ class Settings(pydantic.BaseModel, frozen=True, extra="forbid"):
     table_columns: tuple[str, ...] = ()
     profile: Literal["full", "sample"] = "full"
     image_size: int = pydantic.Field(224, ge=32, le=1024)
+    resize: Literal["stretch", "crop", "pad"] | None = None
     weights: str = "imagenet"
     only: tuple[str, ...] = ()
     all: bool = False

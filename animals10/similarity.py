@@ -20,6 +20,7 @@ from animals10.files import UserError
 from animals10.images import preprocessing_contract
 from animals10.input_pipeline import batches, mirror_image
 from animals10.models import Transfer
+from animals10.preprocessing import resize_mode
 from animals10.settings import Settings
 
 BACKBONE = "MobileNetV2"
@@ -94,7 +95,8 @@ def cached_pooled_features(
     """
     images = hashlib.sha256(os.fsencode(repr([*zip(table.relpath, table.sha256, strict=True)]))).hexdigest()
     key = {"images": images, "image_size": settings.image_size, "weights_sha256": weights_sha256(outputs.layers)}
-    key |= {"preprocessing": preprocessing_contract(), "tensorflow": tf.__version__, "keras": keras.__version__}
+    key |= {"preprocessing": preprocessing_contract(resize_mode(settings))}
+    key |= {"tensorflow": tf.__version__, "keras": keras.__version__}
     shape, n = outputs.output.shape[1:], len(table)
     network = FrozenNetwork(outputs)
 

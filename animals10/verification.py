@@ -16,7 +16,7 @@ from animals10.csv_append import rebuild_rows
 from animals10.evaluation import metric_problems, predict_table
 from animals10.files import UserError, display_path
 from animals10.input_pipeline import batches, damaged_images_named
-from animals10.models import load_model
+from animals10.model_files import load_model
 from animals10.results import RESULT_COLUMNS, read_results
 from animals10.runs import CALIBRATION, VALIDATION, Run, changed_files, is_called, stored_runs
 from animals10.settings import Settings

@@ -17,6 +17,7 @@ from animals10.experiments import Experiment, digest
 from animals10.files import UserError, file_sha256, user_facing_os_errors
 from animals10.images import preprocessing_contract
 from animals10.precision import frozen_precision, resolve_precision
+from animals10.preprocessing import resize_mode
 from animals10.runs import Run
 from animals10.settings import Settings
 from animals10.splits import Splits, load_splits
@@ -29,6 +30,7 @@ class Workspace:
         settings: The settings.
         splits: The data.
         shared: The images whose features it shares with other workspaces, if it does.
+        resize: How its images are made square, see `preprocessing.resize_mode`.
         fold_of: The checksum of the data of which this workspace is a fold, whose test set it leaves untouched; empty
             for others.
     """
@@ -46,6 +48,7 @@ class Workspace:
             keras.config.set_dtype_policy("mixed_float16" if settings.gpus_per_run else "float32")
         with user_facing_os_errors(settings.models):
             settings.models.mkdir(parents=True, exist_ok=True)
+        self.resize = resize_mode(settings)
         self._digests: dict[Experiment, str] = {}
         self._file_sha256 = cache(file_sha256)  # of weights files, which many experiments share
 
@@ -55,7 +58,7 @@ class Workspace:
         cap = settings.max_epochs or training.epochs
         offers = hasattr(experiment.model, "feature_layers") or hasattr(experiment.model, "split_layer")
         cached = offers and settings.feature_cache != "off"
-        contract = {name: value for name, value in preprocessing_contract().items() if name != "description"}
+        contract = {name: value for name, value in preprocessing_contract(self.resize).items() if name != "description"}
         by_image = {"features": "by image"} if self.shared and cached else {}
         fold = {"fold_of": self.fold_of} if self.fold_of else {}
         precision = resolve_precision(settings.precision, experiment.model)

@@ -4,7 +4,8 @@ import pytest
 
 from animals10.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STANDARD_DEVIATION, find_backbone
 from animals10.files import UserError
-from animals10.models import Transfer, load_model, save_model
+from animals10.model_files import load_model, save_model
+from animals10.models import Transfer
 
 QUICK = ("MobileNetV2", "MobileNetV3Small", "DenseNet121")  # one of each input contract
 EACH = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BACKBONES]

@@ -25,7 +25,7 @@ from animals10.planning import with_ancestors
 
 def test_changes_have_names_of_their_own_and_differ_from_their_reference_in_one_thing():
     found = changes()
-    assert len({configuration.title for configuration in found}) == len(found) == 27
+    assert len({configuration.title for configuration in found}) == len(found) == 30
     own = {configuration.experiment for configuration in found}
     own |= {ancestor for experiment in own for ancestor in with_ancestors(experiment)}
     assert len({experiment.key for experiment in own}) == len(own)
@@ -58,26 +58,34 @@ def test_configurations_are_cross_validated_and_nothing_is_trained_twice(prepare
         Configuration("small", small),
         Configuration("small, mirrored", small, mirrored=True),
         Configuration("slow", slow),
+        Configuration("small, cropped", small, resize="crop"),
     ]
     table = compare_configurations(prepared, configurations, n_folds=3, repetitions=1)
     said = capsys.readouterr().out
-    assert len(table) == 9 and "45 images, 3 folds, 1 repetitions" in said and "small, mirrored" in said
+    assert len(table) == 12 and "45 images, 3 folds, 1 repetitions" in said and "small, mirrored" in said
     [first] = sorted((prepared.root / "cross-validation").glob("3-folds-*/repetition-1/fold-1"))
     run = next(run for run in aux.stored_runs(first) if run.model_id == "small")
     assert table.test_accuracy[0] == pytest.approx(run.row["accuracy"])
     assert table.val_accuracy[0] == pytest.approx(run.row["acc_val"])
     assert table.val_loss[0] == pytest.approx(run.history.val_loss.min(), rel=1e-3)
     assert table.test_loss[3] != table.test_loss[0]  # mirrored
+    cropped = [
+        path / fold / "data" / "test.csv"
+        for fold in ("fold-1", "fold-3")
+        for path in (first.parent, *(prepared.root / "resize-crop" / "cross-validation").glob("3-folds-*/repetition-1"))
+    ]
+    assert cropped[0].read_bytes() == cropped[1].read_bytes() and cropped[2].read_bytes() == cropped[3].read_bytes()
+    assert not table.test_loss[:3].isin(table.test_loss[9:]).any()
     again = compare_configurations(prepared, configurations, n_folds=3, repetitions=1)
     pd.testing.assert_frame_equal(again, table)
     assert len(aux.stored_runs(first)) == 2 and not prepared.results.exists()
     # What is compared later neither replaces other rows, nor does a trial replace full runs.
     trial = prepared.model_copy(update={"max_epochs": 1})
-    compare_configurations(trial, configurations[2:], n_folds=3, repetitions=1)
+    compare_configurations(trial, configurations[2:3], n_folds=3, repetitions=1)
     stored = aux.read_table(prepared.root / "cross-validation.csv")
-    assert stored.value_counts(["configuration", "epochs_cap"], dropna=False).to_list() == [3] * 4 and len(stored) == 12
+    assert stored.value_counts(["configuration", "epochs_cap"], dropna=False).to_list() == [3] * 5 and len(stored) == 15
     with pytest.raises(aux.UserError, match="Two configurations are called 'slow'"):
-        compare_configurations(prepared, configurations[2:] * 2)
+        compare_configurations(prepared, configurations[2:3] * 2)
 
 
 @pytest.mark.parametrize(("configurations", "n_folds", "said"), [((), 5, "Nothing"), (changes(), 2, "2 folds")])

@@ -24,7 +24,7 @@ from animals10.files import (
     write_json,
     write_table,
 )
-from animals10.models import load_model
+from animals10.model_files import load_model
 from animals10.notebooks import read_notebook
 from animals10.preprocessing import resize_images
 

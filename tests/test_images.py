@@ -46,6 +46,22 @@ def test_processed_pixels_are_those_of_the_stored_file(tmp_path):
     assert np.array_equal(pixels, np.asarray(Image.open(tmp_path / "a.jpg")))
 
 
+def test_an_image_is_made_square_in_each_way():
+    """A white image, twice as wide as high, with a black square at its centre."""
+    image = Image.new("RGB", (80, 40), "white")
+    image.paste("black", (30, 10, 50, 30))
+    black = {}
+    for resize in images.RESIZE_MODES:
+        pixels = np.asarray(resize_square(image, 40, resize))[..., 0]
+        rows, columns = np.nonzero(pixels < 64)
+        black[resize] = np.ptp(columns) + 1, np.ptp(rows) + 1
+        assert (pixels[0] == (128 if resize == "pad" else 255)).all() and pixels[20, 0] == 255
+    assert black == {"stretch": (10, 20), "crop": (20, 20), "pad": (10, 10)}
+    for size in ((2000, 1), (1, 2000)):
+        for resize in images.RESIZE_MODES:
+            assert resize_square(Image.new("RGB", size), 40, resize).size == (40, 40)
+
+
 def test_the_contract_shows_every_constant_that_changes_pixels(monkeypatch):
     before = images.preprocessing_contract()
     assert before == {
@@ -58,3 +74,9 @@ def test_the_contract_shows_every_constant_that_changes_pixels(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(images, name, value)
             assert images.preprocessing_contract() != before
+    for resize in ("crop", "pad"):
+        contract = images.preprocessing_contract(resize)
+        assert contract["resize"] == resize and contract["description"] != before["description"]
+    for resize in ("crop", "pad"):
+        contract = images.preprocessing_contract(resize)
+        assert contract["resize"] == resize and contract["description"] != before["description"]

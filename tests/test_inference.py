@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 import auxiliary as aux
+from animals10.calibration import with_temperature
+from animals10.export_formats import describe_input
 from animals10.files import REPOSITORY
 from animals10.inference import classify_files
+from animals10.precision import in_precision
+from animals10.preprocessing import resize_images, scan_images
 
 
 @pytest.fixture
@@ -43,6 +47,34 @@ def test_raw_test_images_are_classified_as_in_the_evaluation(trained, draw, tmp_
     figure = aux.plot_predictions(model, names, [draw(tmp_path / "a.png", (40, 200, 40)), bad], cam=True)
     assert "a.png: green" in figure.get_label() and "bad.jpg: not an image" in figure.get_label()
     assert len(figure.axes[0].images) == 1 and len(figure.axes[1].images) == 2
+
+
+def test_a_model_is_given_all_images_in_the_way_in_which_it_was_trained(settings, capsys):
+    cropped = settings.model_copy(update={"resize": "crop"})
+    resize_images(cropped, scan_images(cropped))
+    experiment = aux.Experiment("tiny", aux.CNN((4,), (4,), (4,), (0.0,)), aux.Training(1e-2, epochs=2))
+    run = aux.train(settings, experiment)  # the workspace knows how its images were made
+    assert aux.train(cropped, experiment).path == run.path
+    assert run.row["resize"] == aux.results_table(settings).resize[0] == "crop"
+    model, names = aux.load_model(run.file("model.keras"))
+    paths = [settings.raw / path for path in aux.load_splits(settings).test.source]
+    stored = run.predictions[[f"p_{name}" for name in names]].to_numpy()
+
+    def probabilities(network):
+        return np.stack([prediction.probabilities for prediction in aux.classify(network, names, paths)])
+
+    assert np.allclose(probabilities(model), stored, atol=1e-6)
+    assert np.allclose(probabilities(with_temperature(model, 1.0)), stored, atol=1e-6)
+    assert np.allclose(probabilities(in_precision(model, "float32")), stored, atol=1e-6)
+    together = aux.ensemble(settings, [run], "both", mirrored=True)
+    assert together.row["resize"] == aux.load_model(together.file("model.keras"))[0].resize == "crop"
+    assert "cropped to the largest square" in describe_input(model)["preprocessing"]
+    model.resize = "stretch"
+    assert not np.allclose(probabilities(model), stored, atol=1e-5)
+    for call in (scan_images, lambda other: aux.train(other, experiment)):
+        with pytest.raises(aux.UserError, match=r"made with ANIMALS10_RESIZE=crop, not pad. Leave .* out") as error:
+            call(settings.model_copy(update={"resize": "pad"}))
+        assert "\n" not in str(error.value)
 
 
 def test_files_are_found_in_places_each_once(tmp_path, draw):

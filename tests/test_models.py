@@ -7,6 +7,7 @@ import pytest
 
 from animals10.files import UserError
 from animals10.model_checks import check_loads_in_fresh_process, check_model
+from animals10.model_files import load_model, save_model
 from animals10.models import (
     CNN,
     Transfer,
@@ -14,9 +15,7 @@ from animals10.models import (
     feature_layers_of,
     frozen_dropouts,
     layer_table,
-    load_model,
     network_config,
-    save_model,
 )
 
 BATCH_NORM = keras.layers.BatchNormalization

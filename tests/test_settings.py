@@ -142,6 +142,7 @@ def test_every_setting_is_an_environment_variable(tmp_path):
     values |= {"SPLIT": "published", "SEED": 7, "FEATURE_CACHE": "off", "VIEWS": 2, "DETERMINISTIC": "yes"}
     values |= {"PROFILE": "full", "TABLE_COLUMNS": "file,label,", "ONLY": "a", "TENSORBOARD": "no", "PUBLISH": "1"}
     values |= {"ALL": "0", "PRECISION": "auto", "CLUSTER": "", "CPUS_PER_RUN": 3, "GPUS_PER_RUN": 0.5}
+    values |= {"RESIZE": "crop"}
     assert {name.lower() for name in values} == set(Settings.model_fields)
     settings = Settings.from_environment({f"ANIMALS10_{name}": str(value) for name, value in values.items()})
     assert (settings.image_size, settings.max_epochs, settings.seed, settings.views) == (96, 2, 7, 2)
