@@ -57,8 +57,8 @@ STYLE = """
 def titled_models(settings: Settings) -> dict[str, Path]:
     """Returns the stored models of a workspace by the titles that people choose from, best validation accuracy first.
 
-    Trials, which a cap on epochs shortened, follow full runs. Models without a validation accuracy, which were not
-    trained, come after these, and runs whose model is missing are last.
+    A trial, which a cap on epochs shortened, has its rank too: a visitor wants the best model that there is. Models
+    without a validation accuracy, which were not trained, come after these, and runs whose model is missing are last.
 
     Raises:
         UserError: There are none.
@@ -71,7 +71,7 @@ def titled_models(settings: Settings) -> dict[str, Path]:
         test = f"test accuracy {100 * row['accuracy']:.1f} % ({row['n_test']} images of {row['dataset']})"
         weights = ", random weights" if row["weights"] == "random" else ""
         path = run.file("model.keras")
-        rank = (path.exists(), row["acc_val"] is not None, row["epochs_cap"] is None, row["acc_val"] or 0)
+        rank = (path.exists(), row["acc_val"] is not None, row["acc_val"] or 0)
         missing = "" if path.exists() else ", its model is missing"
         found.append((rank, f"{label}: {validation}, {test}{weights}{missing}", path))
     if not found:

@@ -44,9 +44,10 @@ def test_models_are_offered_by_validation_accuracy(tmp_path):
         folder = settings.models / f"{model_id}-20260101T12000{second}-aa"
         folder.mkdir(parents=True)
         facts = row | {"model_id": model_id, "acc_val": acc_val, "accuracy": accuracy, "repetition": second}
+        facts["epochs_cap"] = 3 if second == 1 else None  # a trial, as most runs of the sample are
         (folder / "run.json").write_text(json.dumps({"row": facts}))
     titles = list(titled_models(settings))
-    assert [title.split(":")[0] for title in titles] == ["b, repetition 1", "b, repetition 2", "a", "c"]
+    assert [title.split(":")[0] for title in titles] == ["b, repetition 1, capped at 3 epochs", "b, repetition 2", "a", "c"]
     assert "validation accuracy 80.0 %, test accuracy 60.0 % (5 images of mini)" in titles[0]
     assert "c: not trained, test accuracy 100.0 %" in titles[3]
 
