@@ -57,21 +57,23 @@ STYLE = """
 def titled_models(settings: Settings) -> dict[str, Path]:
     """Returns the stored models of a workspace by the titles that people choose from, best validation accuracy first.
 
-    A trial, which a cap on epochs shortened, has its rank too: a visitor wants the best model that there is. Models
-    without a validation accuracy, which were not trained, come after these, and runs whose model is missing are last.
+    A trial, which a cap on epochs shortened, follows others where its experiment has a full run as well. Models without
+    a validation accuracy, which were not trained, come after these, and runs whose model is missing are last.
 
     Raises:
         UserError: There are none.
     """
     runs = stored_runs(settings.root)
     rows = [run.row for run in runs]
+    full = {row["model_id"] for row in rows if row["epochs_cap"] is None}
     found = []
     for run, row, label in zip(runs, rows, run_labels(rows), strict=True):
         validation = "not trained" if row["acc_val"] is None else f"validation accuracy {100 * row['acc_val']:.1f} %"
         test = f"test accuracy {100 * row['accuracy']:.1f} % ({row['n_test']} images of {row['dataset']})"
         weights = ", random weights" if row["weights"] == "random" else ""
         path = run.file("model.keras")
-        rank = (path.exists(), row["acc_val"] is not None, row["acc_val"] or 0)
+        is_trial = row["epochs_cap"] is not None and row["model_id"] in full
+        rank = (path.exists(), row["acc_val"] is not None, not is_trial, row["acc_val"] or 0)
         missing = "" if path.exists() else ", its model is missing"
         found.append((rank, f"{label}: {validation}, {test}{weights}{missing}", path))
     if not found:

@@ -39,17 +39,23 @@ def test_models_are_offered_by_validation_accuracy(tmp_path):
     with pytest.raises(aux.UserError, match="There are no models in"):
         titled_models(settings)
     row = {"epochs": 15, "learning_rate": 1e-3, "n_test": 5, "dataset": "mini", "weights": "none"}
-    found = (("a", 0.5, 0.9), ("b", 0.8, 0.6), ("b", 0.7, 0.7), ("c", None, 1.0))
+    found = (("a", 0.5, 0.9), ("b", 0.8, 0.6), ("b", 0.7, 0.7), ("c", None, 1.0), ("a", 0.9, 0.9))
     for second, (model_id, acc_val, accuracy) in enumerate(found):
         folder = settings.models / f"{model_id}-20260101T12000{second}-aa"
         folder.mkdir(parents=True)
         facts = row | {"model_id": model_id, "acc_val": acc_val, "accuracy": accuracy, "repetition": second}
-        facts["epochs_cap"] = 3 if second == 1 else None  # a trial, as most runs of the sample are
+        facts["epochs_cap"] = 3 if second in (1, 2, 4) else None  # trials, as most runs of the sample are
         (folder / "run.json").write_text(json.dumps({"row": facts}))
     titles = list(titled_models(settings))
-    assert [title.split(":")[0] for title in titles] == ["b, repetition 1, capped at 3 epochs", "b, repetition 2", "a", "c"]
+    assert [title.split(":")[0] for title in titles] == [
+        "b, repetition 1, capped at 3 epochs",
+        "b, repetition 2, capped at 3 epochs",
+        "a, repetition 0",
+        "a, repetition 4, capped at 3 epochs",
+        "c",
+    ]
     assert "validation accuracy 80.0 %, test accuracy 60.0 % (5 images of mini)" in titles[0]
-    assert "c: not trained, test accuracy 100.0 %" in titles[3]
+    assert "c: not trained, test accuracy 100.0 %" in titles[4]
 
 
 def test_a_model_that_is_missing_is_marked_and_said(prepared):
