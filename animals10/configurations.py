@@ -280,8 +280,9 @@ def configuration_table(path: Path = STORED_DIFFERENCES) -> pd.DataFrame:
     """Returns what `make recipes` stored: how much each change of a training configuration gains or loses.
 
     Returns:
-        As text, one row per reference and change, one column per number of training and validation images: the paired
-        difference in accuracy on held-out images, or on the test set, with its 95 % interval, in percentage points.
+        As text, one row per reference and change, in the order of `changes`, one column per number of training and
+        validation images: the paired difference in accuracy on held-out images, or on the test set, with its 95 %
+        interval, in percentage points.
     """
     rows = read_table(path)
     texts = [
@@ -290,7 +291,10 @@ def configuration_table(path: Path = STORED_DIFFERENCES) -> pd.DataFrame:
     ]
     titles = [f"{n:,} images" + (", test set" if np.isnan(folds) else "") for n, folds in zip(rows.images, rows.folds)]
     rows = rows.assign(title=titles)
-    order = rows[["reference", "change"]].drop_duplicates()
+    known = [(one.reference, one.title.removeprefix(f"{one.reference}: ")) for one in changes() if one.reference]
+    stored = list(rows[["reference", "change"]].drop_duplicates().itertuples(index=False, name=None))
+    order = [pair for pair in known if pair in stored] + [pair for pair in stored if pair not in known]
     wide = rows.assign(text=texts).pivot(index=["reference", "change"], columns="title", values="text")
     columns = list(rows.sort_values("images").title.unique())
-    return wide.reindex(pd.MultiIndex.from_frame(order))[columns].fillna("not measured").rename_axis(columns=None)
+    index = pd.MultiIndex.from_tuples(order, names=wide.index.names)
+    return wide.reindex(index)[columns].fillna("not measured").rename_axis(columns=None)

@@ -3,6 +3,7 @@
 import io
 import sys
 import types
+import weakref
 
 import nbformat
 import pytest
@@ -34,6 +35,8 @@ def streams(monkeypatch):
     """Returns a function that makes stdout and stderr of a kind; both end in streams of their own."""
     for name in ("CI", "TQDM_DISABLE", progress.AS_LOG):
         monkeypatch.delenv(name, raising=False)
+    # An unfinished bar of another test would take the first line.
+    monkeypatch.setattr(progress.Progress, "_instances", weakref.WeakSet())
 
     def _streams(kind):
         found = {name: io.StringIO() for name in ("stdout", "stderr")}
