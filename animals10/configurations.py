@@ -28,6 +28,11 @@ from animals10.splits import load_splits
 BACKBONE = "MobileNetV2"  # of all configurations: the only one that trains in minutes on a CPU
 HEAD, TUNED = "mobnet2_best_head", "mobnet2_best"  # the experiments that others are compared with
 PARTS = {"heads": HEAD, "fine-tuned": TUNED}  # of `changes`
+SAME_TRAINING: dict[str, dict[str, Any]] = {  # changes that leave the training configuration as it is
+    "mean over the mirror image": {"mirrored": True},
+    "images cropped to a square": {"resize": CROP},
+    "images padded to a square": {"resize": PAD},
+}
 METRICS = ("val_accuracy", "val_loss", "test_accuracy", "test_loss")
 STORED_DIFFERENCES = REPOSITORY / "data" / "animals10-configurations.csv"
 
@@ -105,8 +110,7 @@ def changes(parts: Sequence[str] = tuple(PARTS)) -> tuple[Configuration, ...]:
         for title, experiment in experiments.items() if part in parts else ():
             reference = PARTS[part] if title != PARTS[part] else ""
             full = f"{reference}: {title}" if reference else title
-            resize = {"images cropped to a square": CROP, "images padded to a square": PAD}.get(title)
-            found.append(Configuration(full, experiment, title == "mean over the mirror image", reference, resize))
+            found.append(Configuration(full, experiment, reference=reference, **SAME_TRAINING.get(title, {})))
     return tuple(found)
 
 
@@ -277,7 +281,7 @@ def paired_differences(configurations: Sequence[Configuration], results: Mapping
 
 
 def configuration_table(path: Path = STORED_DIFFERENCES) -> pd.DataFrame:
-    """Returns what `make recipes` stored: how much each change of a training configuration gains or loses.
+    """Returns the stored differences: how much each change of a training configuration gains or loses.
 
     Returns:
         As text, one row per reference and change, in the order of `changes`, one column per number of training and

@@ -172,6 +172,7 @@ def _digest(settings: Settings, splits: Splits, members: Sequence[Run], id: str,
 def _evaluate(settings: Settings, splits: Splits, members: Sequence[Run], id: str, digest: str, mirrored: bool) -> Run:
     start, now = time.perf_counter(), datetime.now(UTC)
     model = average([load_model(run.file("model.keras"))[0] for run in members], mirrored)
+    model.resize = resize_mode(settings)
     with damaged_images_named(settings, splits.val, splits.test):
         predictions = predict_table(model, batches(settings, splits.test), splits.test, splits.class_names)
         acc_val = validation = None
@@ -180,7 +181,7 @@ def _evaluate(settings: Settings, splits: Splits, members: Sequence[Run], id: st
             acc_val = metrics(validation)["accuracy"]
     folder, run_id = settings.models / f".{id}-{digest}", f"{now:%Y%m%dT%H%M%S%f}-{digest}"
     history = pd.DataFrame(columns=["epoch", "accuracy", "loss", "val_accuracy", "val_loss"])
-    write_run_files(folder, model, splits.class_names, history, predictions, validation, resize_mode(settings))
+    write_run_files(folder, model, splits.class_names, history, predictions, validation)
     outcome = {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id, "acc_val": acc_val, "params": model.count_params()}
     row = _row(settings, splits, members, outcome | {"model_id": id, "n_test": len(splits.test)} | metrics(predictions))
     names = [run.path.name for run in members if run.path]

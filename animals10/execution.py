@@ -214,6 +214,7 @@ def build_model(job: Job) -> keras.Model:
             model = check_model(model, n_classes, context["image_size"])
     if set_trainable:
         set_trainable(model)
+    model.resize = job.resize
     return model
 
 
@@ -286,7 +287,7 @@ def save(
 ) -> Run:
     """Stores a run in its folder: all files first, then `run.json`, then the folder gets its final name."""
     folder, now = job.unfinished_folder, datetime.now(UTC)
-    write_run_files(folder, model, job.splits.class_names, history, predictions, validation, job.resize)
+    write_run_files(folder, model, job.splits.class_names, history, predictions, validation)
     clock["save"] = time.perf_counter()
     run_id = f"{now:%Y%m%dT%H%M%S%f}-{job.digest}"
     row = result_row(job, outcome | {"time": f"{now:%Y-%m-%d %H:%M:%S}", "run_id": run_id})
@@ -304,11 +305,10 @@ def write_run_files(
     history: pd.DataFrame,
     predictions: pd.DataFrame,
     validation: pd.DataFrame | None,
-    resize: str,
 ) -> None:
     """Writes the files of a run, `RUN_FILES`, into its folder; and its validation predictions, if there are some."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_model(model, folder / "model.keras", class_names, resize)
+    save_model(model, folder / "model.keras", class_names)
     write_table(history, folder / "history.csv")
     write_table(predictions, folder / "predictions.csv")
     if validation is not None:

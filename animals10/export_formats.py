@@ -19,21 +19,16 @@ import tensorflow as tf
 
 from animals10.export_check import PredictFn
 from animals10.files import UserError
-from animals10.images import CROP, PAD, PADDING, STRETCH, preprocessing_contract
+from animals10.images import RESIZE_MODES, STRETCH, preprocessing_contract
 from animals10.input_pipeline import batches
 from animals10.model_files import resize_of
 from animals10.settings import Settings
 from animals10.splits import Splits
 
 MAX_CALIBRATION_IMAGES = 200
-SQUARE = {
-    STRETCH: "resized without keeping the aspect ratio to",
-    CROP: "cropped to the largest square at the centre, as Pillow's ImageOps.fit does, and resized to",
-    PAD: f"resized with its aspect ratio and padded with grey {PADDING[0]} at two edges to",
-}
 PREPROCESSING = (
-    "EXIF orientation applied, composited on white where transparent, converted to 8-bit RGB, {} this square "
-    "(Pillow's {}, which averages where it shrinks), compressed as JPEG of quality {} "
+    "EXIF orientation applied, composited on white where transparent, converted to 8-bit RGB, {} to this square "
+    "(the aspect ratio is {}; Pillow's {}, which averages where it shrinks), compressed as JPEG of quality {} "
     "and decoded again; values stay 0 to 255. See docs/usage.md, Export"
 )
 
@@ -97,8 +92,11 @@ def describe_input(model: keras.Model) -> dict[str, Any]:
     """Returns name, shape, dtype and range of a model's input, and how it is made from an image file."""
     found = {"name": model.inputs[0].name, "shape": ["n", *model.input_shape[1:]], "dtype": "float32"}
     contract = preprocessing_contract()
-    square = SQUARE[resize_of(model)]
-    made = PREPROCESSING.format(square, str(contract["resampling"]).upper(), contract["jpeg_quality"])
+    resize = resize_of(model)
+    ratio = "not kept" if resize == STRETCH else "kept"
+    made = PREPROCESSING.format(
+        RESIZE_MODES[resize], ratio, str(contract["resampling"]).upper(), contract["jpeg_quality"]
+    )
     return found | {"range": [0, 255], "channels": "RGB, last", "preprocessing": made}
 
 

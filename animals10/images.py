@@ -30,7 +30,12 @@ Result = TypeVar("Result")
 
 JPEG_QUALITY = 90  # of processed images
 RESAMPLING = Image.Resampling.BILINEAR
-STRETCH, CROP, PAD = RESIZE_MODES = "stretch", "crop", "pad"
+STRETCH, CROP, PAD = "stretch", "crop", "pad"
+RESIZE_MODES = {  # how an image is made square, in words that go before `to a square`
+    STRETCH: "resized",
+    CROP: "cropped to the largest square at the centre and resized",
+    PAD: "resized and padded with grey",
+}
 PADDING = (128, 128, 128)  # the middle of the values, which most backbones take for zero
 PREPROCESSING_VERSION = 1  # raise it when processed images change in a way that the other values do not show
 
@@ -48,12 +53,12 @@ def preprocessing_contract(resize: str = STRETCH) -> dict[str, int | str]:
     Args:
         resize: How images are made square, see `resize_square`.
     """
-    made = {STRETCH: "resized", CROP: "cropped at the centre and resized", PAD: "resized and padded with grey"}
     contract: dict[str, int | str] = {
         "version": PREPROCESSING_VERSION,
         "jpeg_quality": JPEG_QUALITY,
         "resampling": RESAMPLING.name.lower(),
-        "description": f"EXIF orientation applied, composited on white, {made[resize]} to a square, stored as RGB JPEG",
+        "description": f"EXIF orientation applied, composited on white, {RESIZE_MODES[resize]} to a square, "
+        "stored as RGB JPEG",
     }
     return contract if resize == STRETCH else contract | {"resize": resize}
 
@@ -85,9 +90,9 @@ def resize_square(image: Image.Image, size: int, resize: str = STRETCH) -> Image
             return ImageOps.fit(rgb, (size, size), RESAMPLING)
         if resize == PAD:  # ImageOps.pad fails where less than half a pixel of an edge would be left
             scale = size / max(rgb.size)
-            whole = rgb.resize((max(1, round(scale * rgb.width)), max(1, round(scale * rgb.height))), RESAMPLING)
+            fitted = rgb.resize((max(1, round(scale * rgb.width)), max(1, round(scale * rgb.height))), RESAMPLING)
             square = Image.new("RGB", (size, size), PADDING)
-            square.paste(whole, ((size - whole.width) // 2, (size - whole.height) // 2))
+            square.paste(fitted, ((size - fitted.width) // 2, (size - fitted.height) // 2))
             return square
         return rgb.resize((size, size), RESAMPLING)
 

@@ -11,11 +11,11 @@ from animals10.files import atomic_write, reading
 from animals10.images import STRETCH
 
 
-def save_model(model: keras.Model, path: Path, class_names: Sequence[str], resize: str = STRETCH) -> None:
+def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> None:
     """Saves a model as a `.keras` file, without its optimizer.
 
-    The class names are in the same archive, as `class_names.json`, and how its images are made square, as
-    `resize.json`: Keras alone loads the file as well.
+    The class names are in the same archive, as `class_names.json`, and what `resize_of` returns, as `resize.json`:
+    Keras alone loads the file as well.
 
     Raises:
         UserError: The file cannot be written.
@@ -24,8 +24,7 @@ def save_model(model: keras.Model, path: Path, class_names: Sequence[str], resiz
         keras.Model(model.input, model.output, name=model.name).save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr("class_names.json", json.dumps(list(class_names), ensure_ascii=False))
-            if resize != STRETCH:
-                archive.writestr("resize.json", json.dumps(resize))
+            archive.writestr("resize.json", json.dumps(resize_of(model)))
 
 
 def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
@@ -39,8 +38,8 @@ def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
     with reading(path, "cannot be loaded", "name a .keras file that this study saved, or restore it"):
         with zipfile.ZipFile(path) as archive:
             class_names = tuple(json.loads(archive.read("class_names.json")))
-            is_stretched = "resize.json" not in archive.namelist()
-            resize = STRETCH if is_stretched else json.loads(archive.read("resize.json"))
+            is_older = "resize.json" not in archive.namelist()
+            resize = STRETCH if is_older else json.loads(archive.read("resize.json"))
         model = keras.models.load_model(path, compile=False)
         model.resize = resize
         return model, class_names

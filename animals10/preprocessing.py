@@ -139,7 +139,7 @@ def resize_mode(settings: Settings) -> str:
     Processed images decide; where there are none yet, the settings do.
 
     Raises:
-        UserError: The settings ask for another way than that of the processed images.
+        UserError: The processed images were made square in another way than the settings say.
     """
     contract = _stored_contract(settings.data / "processed" / CONTRACT_FILE)
     if contract is None:

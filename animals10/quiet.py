@@ -40,7 +40,7 @@ def limit_threads() -> None:
 
 def quiet_tensorflow() -> None:
     """Makes the next import of TensorFlow, by whatever module, a quiet one."""
-    # Keras 3.13 asks NumPy 2.0 for it when it is imported.
+    # A warning of NumPy 2.0 while Keras 3.13 is imported.
     warnings.filterwarnings("ignore", "In the future `np.object` will be defined", FutureWarning)
     if _level(os.environ.setdefault(LEVEL, "2")) and "tensorflow" not in sys.modules:
         sys.meta_path.insert(0, _Finder())

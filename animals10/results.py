@@ -92,10 +92,9 @@ def read_results(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"There is no {where} yet: run notebook 02 or 03 first.")
     table = read_table(path)
-    if "corrections" not in table and "run_id" in table:  # of a version that knew none
-        table["corrections"] = None
-    if "run_id" in table:
-        table["resize"] = table.get("resize", pd.Series(index=table.index, dtype="str")).fillna(STRETCH)
+    if "run_id" in table:  # of a version that had fewer columns
+        table = table.assign(**{name: None for name in ("corrections", "resize") if name not in table})
+        table["resize"] = table.resize.fillna(STRETCH)
     if missing := [name for name in RESULT_COLUMNS if name not in table]:
         raise UserError(f"{where} lacks the columns {', '.join(missing)}: restore them with `make rebuild`.")
     for name in NUMBERS:

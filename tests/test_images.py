@@ -77,6 +77,3 @@ def test_the_contract_shows_every_constant_that_changes_pixels(monkeypatch):
     for resize in ("crop", "pad"):
         contract = images.preprocessing_contract(resize)
         assert contract["resize"] == resize and contract["description"] != before["description"]
-    for resize in ("crop", "pad"):
-        contract = images.preprocessing_contract(resize)
-        assert contract["resize"] == resize and contract["description"] != before["description"]
