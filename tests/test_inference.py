@@ -69,6 +69,8 @@ def test_a_model_is_given_all_images_in_the_way_in_which_it_was_trained(settings
     together = aux.ensemble(settings, [run], "both", mirrored=True)
     assert together.row["resize"] == aux.load_model(together.file("model.keras"))[0].resize == "crop"
     assert "cropped to the largest square" in describe_input(model)["preprocessing"]
+    aux.save_model(model, settings.root / "again.keras", names)
+    assert aux.load_model(settings.root / "again.keras")[0].resize == "crop"
     model.resize = "stretch"
     assert not np.allclose(probabilities(model), stored, atol=1e-5)
     for call in (scan_images, lambda other: aux.train(other, experiment)):
