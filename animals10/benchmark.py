@@ -2,7 +2,7 @@
 
 Without the cache, each epoch pushes every image through the whole network (ANIMALS10_FEATURE_CACHE=off). With it, the
 features of the frozen layers are computed once per view. Backbones have random weights, from files, which does not
-change the time.
+change the time. Trainings with the cache may compute in bfloat16; those without stay in float32 on a CPU.
 
 Epochs are timed by trainings of one and of three epochs (31 for heads on cached features): the difference is that of
 two (30) epochs, and longer runs are extrapolated from it. Early stopping is off. The lower limit is timed by direct
@@ -42,6 +42,7 @@ from animals10.experiments import Experiment, Training
 from animals10.features import inference_function
 from animals10.files import read_table
 from animals10.models import Transfer, feature_layers_of
+from animals10.precision import frozen_precision, in_precision, resolve_precision
 from animals10.preprocessing import resize_images, scan_images
 from animals10.search import FIRST_EPOCHS, search, transfer_space
 from animals10.settings import Settings
@@ -69,6 +70,7 @@ def run_benchmark(
     views: int = 4,
     backbones: Sequence[str] = BACKBONES,
     skip: Sequence[str] = (),
+    precision: str = "default",
 ) -> None:
     """Measures and prints.
 
@@ -78,6 +80,8 @@ def run_benchmark(
         views: Views in the feature cache.
         backbones: Backbones to train, of `BACKBONES`.
         skip: Parts of the benchmark to leave out, of `PARTS`.
+        precision: As `Settings.precision`: that of trainings with the cache, and of their lower limit. Those without
+            the cache stay at the default.
     """
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
@@ -116,7 +120,8 @@ def run_benchmark(
         if "search" not in skip:
             measure_search(settings)
         if "training" not in skip:
-            measure_training(settings.model_copy(update={"weights": str(weights)}), repeat, sizes, backbones)
+            changes = {"weights": str(weights), "precision": precision}
+            measure_training(settings.model_copy(update=changes), repeat, sizes, backbones)
 
 
 @dataclass(frozen=True)
@@ -192,21 +197,28 @@ class Trainer:
         return self.run(architecture, 1, views=views)[1]["features"]
 
 
-def measure_limits(architecture: Transfer) -> tuple[float, ...]:
+def measure_limits(architecture: Transfer, precision: str) -> tuple[float, ...]:
     """Times direct calls: the forward pass of the frozen layers, and the other layers' training and evaluation.
+
+    Args:
+        architecture: The network.
+        precision: As `Settings.precision`.
 
     Returns:
         Images per second of each.
     """
     keras.backend.clear_session()
+    policy = resolve_precision(precision, architecture)
     model = architecture.build(10)
-    layers = feature_layers_of(architecture, model)
-    assert layers, "the backbones of KINDS have feature layers"
+    frozen = in_precision(model, frozen_precision(policy, architecture))
+    trained = in_precision(model, policy)
+    layers, rest = feature_layers_of(architecture, frozen), feature_layers_of(architecture, trained)
+    assert layers and rest, "the backbones of KINDS have feature layers"
     names = list(layers.outputs)
-    forward = inference_function(keras.Model(model.input, list(layers.outputs.values())))
+    forward = inference_function(keras.Model(frozen.input, list(layers.outputs.values())))
     pixels = tf.random.uniform((32, 224, 224, 3), maxval=255.0)
-    features = forward(pixels)[names.index(layers.start)].numpy()
-    end = keras.Model(layers.outputs[layers.start], model.output)
+    features = tf.cast(forward(pixels)[names.index(layers.start)], "float32").numpy()
+    end = keras.Model(rest.outputs[rest.start], trained.output)
     end.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     labels = np.arange(32) % 10
     calls = (
@@ -232,8 +244,8 @@ def measure_training(settings: Settings, repeat: int, sizes: Sizes, backbones: S
                 trainer.cache_seconds(architecture, views),
             )
         cached = trainer.cost(architecture, 3 if architecture.unfreeze_last else 31)
-        uncached = trainer.cost(architecture, 3, feature_cache="off")
-        forward, training, evaluation = measure_limits(architecture)
+        uncached = trainer.cost(architecture, 3, feature_cache="off", precision="default")
+        forward, training, evaluation = measure_limits(architecture, settings.precision)
         limit = sizes.train / training + sizes.val / evaluation
         timings[kind] = Timings(uncached, cached, limit, forward)
         print(f"\n{kind}: an epoch without cache {uncached.epoch:.2f} s, with cache {cached.epoch:.2f} s, ", end="")

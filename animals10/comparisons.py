@@ -59,7 +59,7 @@ def compare_precisions(settings: Settings, experiments: Sequence[Experiment], se
                     raise UserError(f"{experiment.label} was not trained: {run.why}")
                 row = {"experiment": experiment.label, "precision": precision, "seed": seed}
                 row |= {"validation accuracy": run.row["acc_val"], "validation loss": run.history.val_loss.min()}
-                rows.append(row | {"test accuracy": run.row["accuracy"], "training seconds": run.row["train_seconds"]})
+                rows.append(row | {"test accuracy": run.row["accuracy"]})
     table = precision_table(pd.DataFrame(rows))
     print(f"{splits.dataset}, {len(splits.train):,} training images, seeds {', '.join(map(str, seeds))}")
     print(table.to_string())
