@@ -137,13 +137,16 @@ def execute(job: Job) -> Run:
     with damaged_images_named(settings, splits.train, splits.val, splits.test):
         given = settings, splits, job.experiment, trained, table, job.context
         data = prepare_data(*given, shared=job.shared, plain=model if trained is not model else None)
+        # Before the training: the features of the frozen layers are then those of other runs.
+        evaluated = {part: _evaluated(job, model, trained, data, part) for part in ("test", "val")}
         clock["features"] = time.perf_counter()
         outcome, history = fit(job, data, table.label)
         if trained is not model:
             model.set_weights(trained.get_weights())
         clock["fit"] = time.perf_counter()
-        predictions = _predict(job, model, trained, data, "test")
-        validation = _predict(job, model, trained, data, "val")
+        predictions, validation = (
+            predict_table(*evaluated[part], getattr(splits, part), splits.class_names) for part in ("test", "val")
+        )
     clock["predict"] = time.perf_counter()
     device = device_name() + ", bfloat16" * (trained is not model)
     counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device}
@@ -151,14 +154,14 @@ def execute(job: Job) -> Run:
     return save(job, model, history, predictions, validation, outcome | counts | metrics(predictions), clock)
 
 
-def _predict(job: Job, model: keras.Model, trained: keras.Model, data: PreparedData, name: str) -> pd.DataFrame:
-    """Predicts a part of the split in the precision of the stored model."""
-    part = getattr(job.splits, name)
-    end, dataset = data.model, data.test if name == "test" else data.validation
-    if trained is not model:
-        context = evaluation_context(job.context)
-        end, dataset = evaluation_data(job.settings, job.experiment, model, context, part, name, shared=job.shared)
-    return predict_table(end, dataset, part, job.splits.class_names)
+def _evaluated(
+    job: Job, model: keras.Model, trained: keras.Model, data: PreparedData, name: str
+) -> tuple[keras.Model, tf.data.Dataset]:
+    """Returns what predicts a part of the split in the precision of the stored model, and the batches to give it."""
+    if trained is model:
+        return data.model, data.test if name == "test" else data.validation
+    context, part = evaluation_context(job.context), getattr(job.splits, name)
+    return evaluation_data(job.settings, job.experiment, model, context, part, name, shared=job.shared)
 
 
 def evaluation_context(context: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,13 +36,27 @@ def test_a_bfloat16_training_stores_a_float32_model_that_gives_the_stored_probab
     probabilities = model.predict(batches(in_bfloat16, aux.load_splits(in_bfloat16).test), verbose=0)
     assert np.allclose(stored, probabilities, atol=2e-6)
 
-    caches = sorted((in_bfloat16.data / "features").glob("*"))
+    caches = sorted((in_bfloat16.data / "features").glob("[!.]*"))
     plain = aux.train(in_bfloat16.model_copy(update={"precision": "float32"}), experiment)
-    assert sorted((in_bfloat16.data / "features").glob("*")) == caches  # the frozen pass was in float32 already
+    assert sorted((in_bfloat16.data / "features").glob("[!.]*")) == caches  # the frozen pass was in float32 already
     assert plain.record["digest"] != run.record["digest"] and "bfloat16" not in plain.row["device"]
     if experiment is CNN:  # the features of a random MobileNetV2 are 0 here, in both precisions
         assert not plain.history.equals(run.history)
     assert plain.history.val_loss.to_numpy() == pytest.approx(run.history.val_loss.to_numpy(), rel=0.2)
+
+
+@pytest.mark.slow
+def test_fine_tunings_in_bfloat16_share_the_features_of_their_test_predictions(in_bfloat16):
+    tuned = aux.Experiment("tuned", aux.Transfer("ResNet50V2", (8,), unfreeze_last=20), aux.Training(1e-3, 1))
+    for rate in (1e-3, 1e-4):
+        run = aux.train(in_bfloat16, dataclasses.replace(tuned, training=aux.Training(rate, 1)))
+    caches = (in_bfloat16.data / "features").glob("[!.]*")
+    # In bfloat16 for training and validation, in float32 for the stored predictions.
+    assert sorted(path.name.split("-")[1] for path in caches) == ["test", "train", "val", "val"]
+    model, names = aux.load_model(run.file("model.keras"))
+    stored = run.predictions[[f"p_{name}" for name in names]].to_numpy()
+    probabilities = model.predict(batches(in_bfloat16, aux.load_splits(in_bfloat16).test), verbose=0)
+    assert np.allclose(stored, probabilities, atol=2e-6)
 
 
 def test_scaling_and_probabilities_stay_float32_and_layers_stay_frozen():
