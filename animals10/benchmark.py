@@ -42,7 +42,7 @@ from animals10.experiments import Experiment, Training
 from animals10.features import inference_function
 from animals10.files import read_table
 from animals10.models import Transfer, feature_layers_of
-from animals10.precision import frozen_precision, in_precision, resolve_precision
+from animals10.precision import BFLOAT16, frozen_precision, in_precision, resolve_precision
 from animals10.preprocessing import resize_images, scan_images
 from animals10.search import FIRST_EPOCHS, search, transfer_space
 from animals10.settings import Settings
@@ -132,8 +132,16 @@ class Sizes:
     val: int
     test: int
 
-    def passes(self, views: int) -> int:
-        """Returns the number of images that pass through the frozen layers for the feature cache."""
+    def passes(self, views: int, float32: float = 0) -> float:
+        """Returns how many images pass through the frozen layers for the feature cache.
+
+        Args:
+            views: Views of each training image.
+            float32: Where features for training are in bfloat16: what a pass in float32 takes, in passes in bfloat16.
+                Test predictions, and those of the validation set, come from the float32 network. Else 0.
+        """
+        if float32:
+            return views * self.train + self.val + float32 * (self.val + self.test)
         return views * self.train + self.val + self.test
 
 
@@ -158,12 +166,14 @@ class Timings:
         cached: A run with the feature cache, once the cache is there.
         limit: Lower limit of an epoch, in seconds.
         forward_rate: Images per second of a forward pass through the frozen layers.
+        float32: As for `Sizes.passes`.
     """
 
     uncached: Cost
     cached: Cost
     limit: float
     forward_rate: float
+    float32: float
 
 
 class Trainer:
@@ -198,7 +208,7 @@ class Trainer:
 
 
 def measure_limits(architecture: Transfer, precision: str) -> tuple[float, ...]:
-    """Times direct calls: the forward pass of the frozen layers, and the other layers' training and evaluation.
+    """Times direct calls: a forward pass of the frozen layers, and one in float32; the others' training and evaluation.
 
     Args:
         architecture: The network.
@@ -216,6 +226,9 @@ def measure_limits(architecture: Transfer, precision: str) -> tuple[float, ...]:
     assert layers and rest, "the backbones of KINDS have feature layers"
     names = list(layers.outputs)
     forward = inference_function(keras.Model(frozen.input, list(layers.outputs.values())))
+    plain_layers = feature_layers_of(architecture, model)
+    assert plain_layers, "the same network has feature layers in either precision"
+    plain = inference_function(keras.Model(model.input, list(plain_layers.outputs.values())))
     pixels = tf.random.uniform((32, 224, 224, 3), maxval=255.0)
     features = tf.cast(forward(pixels)[names.index(layers.start)], "float32").numpy()
     end = keras.Model(rest.outputs[rest.start], trained.output)
@@ -223,6 +236,7 @@ def measure_limits(architecture: Transfer, precision: str) -> tuple[float, ...]:
     labels = np.arange(32) % 10
     calls = (
         lambda: forward(pixels),
+        lambda: plain(pixels),
         lambda: end.train_on_batch(features, labels),
         lambda: end.test_on_batch(features, labels),
     )
@@ -245,9 +259,10 @@ def measure_training(settings: Settings, repeat: int, sizes: Sizes, backbones: S
             )
         cached = trainer.cost(architecture, 3 if architecture.unfreeze_last else 31)
         uncached = trainer.cost(architecture, 3, feature_cache="off", precision="default")
-        forward, training, evaluation = measure_limits(architecture, settings.precision)
+        forward, plain, training, evaluation = measure_limits(architecture, settings.precision)
         limit = sizes.train / training + sizes.val / evaluation
-        timings[kind] = Timings(uncached, cached, limit, forward)
+        is_float32 = frozen_precision(resolve_precision(settings.precision, architecture), architecture) != BFLOAT16
+        timings[kind] = Timings(uncached, cached, limit, forward, 0 if is_float32 else forward / plain)
         print(f"\n{kind}: an epoch without cache {uncached.epoch:.2f} s, with cache {cached.epoch:.2f} s, ", end="")
         print(f"lower limit {limit:.2f} s; the rest of the run {uncached.fixed:.2f} and {cached.fixed:.2f} s")
         one, all_views = cache_seconds[backbone]
@@ -297,15 +312,16 @@ class Extrapolation:
     sizes: Sizes
     views: int
 
-    def cache(self, backbone: str, views: int, scale: float) -> float:
-        """Returns the seconds in which a cache is computed, on `scale` times as many images."""
-        one, most = self.cache_seconds[backbone]
+    def cache(self, kind: str, views: int, scale: float) -> float:
+        """Returns the seconds in which the cache of a kind is computed, on `scale` times as many images."""
+        one, most = self.cache_seconds[KINDS[kind].backbone]
         if scale == 1:
             return one if views == 1 else most
         # What more views cost grows with the images; the rest, tracing and freezing the graph, happens once.
         per_image = (most - one) / (self.views - 1) / self.sizes.train
-        fixed = one - per_image * self.sizes.passes(1)
-        return fixed + per_image * scale * self.sizes.passes(views)
+        float32 = self.timings[kind].float32
+        fixed = one - per_image * self.sizes.passes(1, float32)
+        return fixed + per_image * scale * self.sizes.passes(views, float32)
 
     def line(self, title: str, runs: Mapping[str, Sequence[int]], views: int, cached: bool, scale: float) -> str:
         """Returns a line of the comparison.
@@ -323,10 +339,10 @@ class Extrapolation:
         total = sum(timing.cached.of(epochs, scale) for timing, epochs in pairs)
         limit = sum(scale * epochs * timing.limit for timing, epochs in pairs)
         if not cached:
-            kinds = {KINDS[kind].backbone: kind for kind in runs}  # one per backbone
-            total += sum(self.cache(backbone, views, scale) for backbone in kinds)
-            passes = scale * self.sizes.passes(views)
-            limit += sum(passes / self.timings[kind].forward_rate for kind in kinds.values())
+            kinds = {KINDS[kind].backbone: kind for kind in runs}  # one per backbone, which has one cache
+            total += sum(self.cache(kind, views, scale) for kind in kinds.values())
+            for timing in (self.timings[kind] for kind in kinds.values()):
+                limit += scale * self.sizes.passes(views, timing.float32) / timing.forward_rate
         return f"{title:62} {uncached:9.1f} {total:9.1f} {uncached / total:7.1f} {limit:9.1f} {total / limit:7.2f}"
 
 
