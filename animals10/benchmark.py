@@ -35,13 +35,12 @@ from animals10.benchmark_pipeline import (
     measure_tables,
     median_seconds,
 )
-from animals10.benchmark_precision import measure_precision
+from animals10.benchmark_precision import frozen_pass, measure_precision
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.environment import configure_device
 from animals10.experiments import Experiment, Training
-from animals10.features import inference_function
 from animals10.files import read_table
-from animals10.models import Transfer, feature_layers_of
+from animals10.models import Transfer
 from animals10.precision import BFLOAT16, frozen_precision, in_precision, resolve_precision
 from animals10.preprocessing import resize_images, scan_images
 from animals10.search import FIRST_EPOCHS, search, transfer_space
@@ -208,39 +207,29 @@ class Trainer:
 
 
 def measure_limits(architecture: Transfer, precision: str) -> tuple[float, ...]:
-    """Times direct calls: a forward pass of the frozen layers, and one in float32; the others' training and evaluation.
+    """Times direct calls: the forward pass of the frozen layers, and the other layers' training and evaluation.
 
     Args:
         architecture: The network.
         precision: As `Settings.precision`.
 
     Returns:
-        Images per second of each.
+        Images per second of each; then `float32` of `Sizes.passes`.
     """
     keras.backend.clear_session()
     policy = resolve_precision(precision, architecture)
-    model = architecture.build(10)
-    frozen = in_precision(model, frozen_precision(policy, architecture))
-    trained = in_precision(model, policy)
-    layers, rest = feature_layers_of(architecture, frozen), feature_layers_of(architecture, trained)
-    assert layers and rest, "the backbones of KINDS have feature layers"
-    names = list(layers.outputs)
-    forward = inference_function(keras.Model(frozen.input, list(layers.outputs.values())))
-    plain_layers = feature_layers_of(architecture, model)
-    assert plain_layers, "the same network has feature layers in either precision"
-    plain = inference_function(keras.Model(model.input, list(plain_layers.outputs.values())))
-    pixels = tf.random.uniform((32, 224, 224, 3), maxval=255.0)
-    features = tf.cast(forward(pixels)[names.index(layers.start)], "float32").numpy()
-    end = keras.Model(rest.outputs[rest.start], trained.output)
+    frozen_policy, model = frozen_precision(policy, architecture), architecture.build(10)
+    pixels = tf.random.uniform((32, 224, 224, 3), maxval=255.0).numpy()
+    forward, features, _ = frozen_pass(architecture, in_precision(model, frozen_policy), pixels)
+    end = frozen_pass(architecture, in_precision(model, policy), pixels)[2]
     end.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     labels = np.arange(32) % 10
-    calls = (
-        lambda: forward(pixels),
-        lambda: plain(pixels),
-        lambda: end.train_on_batch(features, labels),
-        lambda: end.test_on_batch(features, labels),
-    )
-    return tuple(32 / median_seconds(call) for call in calls)
+    calls = (forward, lambda: end.train_on_batch(features, labels), lambda: end.test_on_batch(features, labels))
+    rates = [32 / median_seconds(call) for call in calls]
+    if frozen_policy != BFLOAT16:
+        return *rates, 0
+    in_float32 = frozen_pass(architecture, model, pixels)[0]
+    return *rates, rates[0] * median_seconds(in_float32) / 32
 
 
 def measure_training(settings: Settings, repeat: int, sizes: Sizes, backbones: Sequence[str]) -> None:
@@ -259,10 +248,9 @@ def measure_training(settings: Settings, repeat: int, sizes: Sizes, backbones: S
             )
         cached = trainer.cost(architecture, 3 if architecture.unfreeze_last else 31)
         uncached = trainer.cost(architecture, 3, feature_cache="off", precision="default")
-        forward, plain, training, evaluation = measure_limits(architecture, settings.precision)
+        forward, training, evaluation, float32 = measure_limits(architecture, settings.precision)
         limit = sizes.train / training + sizes.val / evaluation
-        is_float32 = frozen_precision(resolve_precision(settings.precision, architecture), architecture) != BFLOAT16
-        timings[kind] = Timings(uncached, cached, limit, forward, 0 if is_float32 else forward / plain)
+        timings[kind] = Timings(uncached, cached, limit, forward, float32)
         print(f"\n{kind}: an epoch without cache {uncached.epoch:.2f} s, with cache {cached.epoch:.2f} s, ", end="")
         print(f"lower limit {limit:.2f} s; the rest of the run {uncached.fixed:.2f} and {cached.fixed:.2f} s")
         one, all_views = cache_seconds[backbone]

@@ -38,22 +38,36 @@ def measure_precision(backbones: Sequence[str], repeat: int = 9) -> None:
     for name in backbones:
         keras.backend.clear_session()
         architecture = Transfer(name, unfreeze_last=20)
-        passes, steps = [], []
-        for model in _both(architecture.build(10)):
-            if not (layers := feature_layers_of(architecture, model)):
-                continue
-            forward = inference_function(keras.Model(model.input, list(layers.outputs.values())))
-            passes.append(partial(forward, tf.constant(pixels)))
-            features = forward(tf.constant(pixels))[list(layers.outputs).index(layers.start)]
-            end = keras.Model(layers.outputs[layers.start], model.output)
-            steps.append(_training_step(end, tf.cast(features, "float32").numpy()))
-        if passes:  # NASNetMobile caches no features where its last layers are trained
+        models = _both(architecture.build(10))
+        if feature_layers_of(architecture, models[0]):  # NASNetMobile has none where its last layers are trained
+            passes, features, ends = zip(*(frozen_pass(architecture, one, pixels) for one in models), strict=True)
+            steps = [_training_step(end, values) for end, values in zip(ends, features, strict=True)]
             rows[f"frozen pass {name}"] = _in_turn(passes, repeat)
             rows[f"fine-tune last 20 layers {name}"] = _in_turn(steps, repeat)
     table = pd.DataFrame(rows, ["float32", "bfloat16"]).T
     table["ratio"] = table.bfloat16 / table.float32
     print("\nPrecision, images per second:")
     print(table.round({"float32": 0, "bfloat16": 0, "ratio": 2}).to_string())
+
+
+def frozen_pass(
+    architecture: Transfer, model: keras.Model, pixels: np.ndarray
+) -> tuple[Callable[[], object], np.ndarray, keras.Model]:
+    """Returns the pass of images through the frozen layers, its features, and the other layers as a network.
+
+    Args:
+        architecture: An architecture that has feature layers.
+        model: Its network, in any precision.
+        pixels: Images, (n, height, width, 3), float32, 0 to 255.
+
+    Returns:
+        A function without arguments; the features that enter the other layers, (n, …), float32; the network.
+    """
+    layers = feature_layers_of(architecture, model)
+    assert layers, f"{architecture} has feature layers"
+    forward = partial(inference_function(keras.Model(model.input, list(layers.outputs.values()))), tf.constant(pixels))
+    features = tf.cast(forward()[list(layers.outputs).index(layers.start)], "float32").numpy()
+    return forward, features, keras.Model(layers.outputs[layers.start], model.output)
 
 
 def _both(model: keras.Model) -> tuple[keras.Model, keras.Model]:

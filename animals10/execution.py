@@ -137,7 +137,7 @@ def execute(job: Job) -> Run:
     with damaged_images_named(settings, splits.train, splits.val, splits.test):
         given = settings, splits, job.experiment, trained, table, job.context
         data = prepare_data(*given, shared=job.shared, plain=model if trained is not model else None)
-        # Before the training: the features of the frozen layers are then those of other runs.
+        # Before the training, which changes weights that are part of the key of a feature cache.
         evaluated = {part: _evaluated(job, model, trained, data, part) for part in ("test", "val")}
         clock["features"] = time.perf_counter()
         outcome, history = fit(job, data, table.label)

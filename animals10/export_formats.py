@@ -93,7 +93,7 @@ def describe_input(model: keras.Model) -> dict[str, Any]:
     found = {"name": model.inputs[0].name, "shape": ["n", *model.input_shape[1:]], "dtype": "float32"}
     contract = preprocessing_contract()
     resize = resize_of(model)
-    ratio = "not kept" if resize == STRETCH else "kept"
+    ratio = "changed" if resize == STRETCH else "preserved"
     made = PREPROCESSING.format(
         RESIZE_MODES[resize], ratio, str(contract["resampling"]).upper(), contract["jpeg_quality"]
     )

@@ -139,7 +139,7 @@ def resize_mode(settings: Settings) -> str:
     Processed images decide; where there are none yet, the settings do.
 
     Raises:
-        UserError: The processed images were made square in another way than the settings say.
+        UserError: The processed images were made square by another method than `Settings.resize`.
     """
     contract = _stored_contract(settings.data / "processed" / CONTRACT_FILE)
     if contract is None:
