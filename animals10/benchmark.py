@@ -4,10 +4,10 @@ Without the cache, each epoch pushes every image through the whole network (ANIM
 features of the frozen layers are computed once per view. Backbones have random weights, from files, which does not
 change the time. Trainings with the cache may compute in bfloat16; those without stay in float32 on a CPU.
 
-Epochs are timed by trainings of one and of three epochs (31 for heads on cached features): the difference is that of
-two (30) epochs, and longer runs are extrapolated from it. Early stopping is off. The lower limit is timed by direct
-calls, the fastest of which counts: one forward pass per view through the frozen layers, and the training steps of the
-other layers on arrays in memory.
+Epochs are timed by a training of one epoch and a longer one: 3 epochs without the cache; with it 31 of a head, and 11
+of a fine-tuning. The difference gives the time of an epoch, and longer runs are extrapolated from it. Early stopping is
+off. The lower limit is timed by direct calls, the fastest of which counts: one forward pass per view through the frozen
+layers, and the training steps of the other layers on arrays in memory.
 """
 
 import platform
@@ -250,7 +250,7 @@ def measure_training(settings: Settings, repeat: int, sizes: Sizes, backbones: S
                 trainer.cache_seconds(architecture, 1),
                 trainer.cache_seconds(architecture, views),
             )
-        cached = trainer.cost(architecture, 3 if architecture.unfreeze_last else 31)
+        cached = trainer.cost(architecture, 11 if architecture.unfreeze_last else 31)
         uncached = trainer.cost(architecture, 3, feature_cache="off", precision="default")
         forward, training, evaluation, float32 = measure_limits(architecture, settings.precision)
         limit = sizes.train / training + sizes.val / evaluation
