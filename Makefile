@@ -9,7 +9,7 @@ GIVEN = $(foreach name,$(filter-out PYTHON,$(.VARIABLES)),$(if $(findstring comm
 given = $(1)='$(subst ','\'',$(value $(1)))'
 DRY_RUN = $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),--dry-run)
 
-TASKS := run lab data quick full report efficiency audit leakage classify demo export labels recipes install extras \
+TASKS := run lab data quick full report efficiency audit leakage classify demo export labels configurations install extras \
 	cluster lock verify rebuild missing adopt clean clean-cache test test-all stress lint bench notebooks sample-notebooks readme \
 	sample site
 

@@ -33,7 +33,7 @@ NEWEST = (3, 13)  # version of Python for which TensorFlow and all others have p
 # Each setting reaches notebooks and scripts as ANIMALS10_<name>. Variables are for single tasks.
 SETTINGS = """ROOT RAW TABLE_COLUMNS IMAGE_SIZE RESIZE WEIGHTS ONLY MAX_EPOCHS FORCE SEED SPLIT FEATURE_CACHE VIEWS
     DETERMINISTIC CLUSTER CPUS_PER_RUN GPUS_PER_RUN TENSORBOARD PUBLISH ALL PRECISION""".split()
-VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED CALIBRATED REJECT FORMAT PORT RUNS RECIPES LABELS BENCH
+VARIABLES = """MODEL IMAGES CSV JSON TOP MIRRORED CALIBRATED REJECT FORMAT PORT RUNS CONFIGURATIONS LABELS BENCH
     EXPERIMENTS REPETITIONS WRITE WITH_IMAGES WORKERS""".split()
 OF_COMMAND_LINE = ["VENV", "CONSTRAINTS", "CLUSTER"]  # alone: others use such names in the environment
 
@@ -201,7 +201,7 @@ use
   demo           serve a page on this machine to try the models in a browser: ROOT= PORT= …
   export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT= CALIBRATED=1
   labels         rank images whose labels may be wrong: RAW= ROOT= LABELS=
-  recipes        compare training configurations by cross-validation, in hours: RAW= ROOT= RECIPES=
+  configurations        compare training configurations by cross-validation, in hours: RAW= ROOT= CONFIGURATIONS=
 maintain
   install extras cluster lock                    .venv; for demo and export; for CLUSTER=; pins
   verify rebuild missing adopt                   stored runs: check, restore, complete, adopt: ROOT=
@@ -336,7 +336,7 @@ TASKS: dict[str, Task] = {
     "demo": script("demo.py", option("--port", "PORT"), CALIBRATED, extras=True),
     "export": script("export.py", option("--format", "FORMAT"), CALIBRATED, MODEL, extras=True),
     "labels": script("labels.py", words("LABELS")),
-    "recipes": script("compare_recipes.py", words("RECIPES")),
+    "configurations": script("compare_configurations.py", words("CONFIGURATIONS")),
     "install": lambda runner: runner.install(),
     "extras": lambda runner: runner.install(extras=True),
     "cluster": lambda runner: runner.install(cluster=True),

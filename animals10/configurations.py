@@ -1,4 +1,4 @@
-"""The comparison of training configurations of `make recipes`: each is cross-validated on the same folds.
+"""The comparison of training configurations of `make configurations`: each is cross-validated on the same folds.
 
 Choose between configurations by their validation metrics; the paired comparison on the held-out images then says how
 much the choice is worth.
@@ -184,7 +184,9 @@ def compare_configurations(
             images, or a configuration cannot be trained.
     """
     if not configurations:
-        raise UserError("Nothing to compare: choose --changes, --published or both (make recipes RECIPES=…).")
+        raise UserError(
+            "Nothing to compare: choose --changes, --published or both (make configurations CONFIGURATIONS=…)."
+        )
     titles = [configuration.title for configuration in configurations]
     if repeated := [title for title in titles if titles.count(title) > 1]:
         raise UserError(f"Two configurations are called {repeated[0]!r}: give one another title.")

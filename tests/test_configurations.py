@@ -1,4 +1,4 @@
-"""The comparison of training configurations of `make recipes`."""
+"""The comparison of training configurations of `make configurations`."""
 
 import dataclasses
 
