@@ -187,21 +187,21 @@ def terminated_with(process: subprocess.Popen) -> Iterator[None]:
 
 HELP = """make TASK NAME=value …  or  python tasks.py TASK NAME=value …  (docs/usage.md describes both)
 start
-  run            run the three notebooks on the sample, in build/sample; print the results: ALL=1
-  lab            open JupyterLab on working copies of the notebooks: ROOT=
-  data           download Animals-10 into data/raw-img
-  quick          a first result in minutes on your images, one linear probe: RAW= ROOT=
-  full           run the three notebooks on your images: RAW= ROOT= WEIGHTS= ONLY= CLUSTER=local …
+  run             run the three notebooks on the sample, in build/sample; print the results: ALL=1
+  lab             open JupyterLab on working copies of the notebooks: ROOT=
+  data            download Animals-10 into data/raw-img
+  quick           a first result in minutes on your images, one linear probe: RAW= ROOT=
+  full            run the three notebooks on your images: RAW= ROOT= WEIGHTS= ONLY= CLUSTER=local …
 look
-  report         write build/report/report.html of all stored runs: ROOT= WITH_IMAGES=1
-  efficiency     measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
-  audit leakage  near-duplicates of Animals-10: which there are, and what they are worth: ROOT=
+  report          write build/report/report.html of all stored runs: ROOT= WITH_IMAGES=1
+  efficiency      measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
+  audit leakage   near-duplicates of Animals-10: which there are, and what they are worth: ROOT=
 use
-  classify       classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: REJECT= …
-  demo           serve a page on this machine to try the models in a browser: ROOT= PORT= …
-  export         export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT= CALIBRATED=1
-  labels         rank images whose labels may be wrong: RAW= ROOT= LABELS=
-  configurations        compare training configurations by cross-validation, in hours: RAW= ROOT= CONFIGURATIONS=
+  classify        classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: REJECT= …
+  demo            serve a page on this machine to try the models in a browser: ROOT= PORT= …
+  export          export, check and time MODEL= as FORMAT=litert,litert8,onnx: ROOT= CALIBRATED=1
+  labels          rank images whose labels may be wrong: RAW= ROOT= LABELS=
+  configurations  compare training configurations, in hours: RAW= ROOT= CONFIGURATIONS=
 maintain
   install extras cluster lock                    .venv; for demo and export; for CLUSTER=; pins
   verify rebuild missing adopt                   stored runs: check, restore, complete, adopt: ROOT=
