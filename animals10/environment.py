@@ -17,7 +17,7 @@ import tensorflow as tf
 from animals10.files import REPOSITORY, UserError
 from animals10.machine import available_threads, instruction_set
 from animals10.progress import tell_once
-from animals10.quiet import THREADS
+from animals10.quiet import ONEDNN, THREADS
 
 
 def configure_device(deterministic: bool = False, precision: str = "default", threads: int | None = None) -> str:
@@ -56,7 +56,7 @@ def numeric_device() -> Any:
     """Returns what of the device decides the last digits of results, as JSON can hold it."""
     if tf.config.list_physical_devices("GPU"):
         return device_name()
-    return {"instructions": instruction_set(), "threads": count_threads()}
+    return {"instructions": instruction_set(), "threads": count_threads(), "onednn": os.environ.get(ONEDNN, "")}
 
 
 def device_name() -> str:
@@ -79,6 +79,7 @@ def software_versions() -> dict[str, Any]:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "platform": platform.platform(),
+        "onednn": os.environ.get(ONEDNN, ""),
         "threads": {
             "cores": os.cpu_count(),
             "of_a_run": count_threads(),

@@ -1,6 +1,7 @@
 """The commit that a run records, and what of a machine decides the last digits of results."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -74,6 +75,18 @@ def test_threads_and_instruction_set_decide_the_digits_and_the_name_of_the_proce
     monkeypatch.undo()
     monkeypatch.setattr(environment, "instruction_set", lambda: ("x86_64", "SSE"))
     assert numeric_device() != here
+    monkeypatch.undo()
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    assert numeric_device() != here
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="TensorFlow has oneDNN on x86-64 alone")
+@pytest.mark.parametrize(("given", "expected"), [({}, "True"), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, "False")])
+def test_tensorflow_computes_with_onednn_on_every_processor_unless_it_is_switched_off(given, expected):
+    program = "import animals10; from tensorflow.python.framework import test_util; print(test_util.IsMklEnabled())"
+    variables = {name: text for name, text in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"} | given
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
 
 
 def test_the_setting_of_threads_counts_from_the_start_and_is_refused_later():
