@@ -34,7 +34,7 @@ from animals10.benchmark_pipeline import (
     measure_notebook_01,
     measure_tables,
 )
-from animals10.benchmark_precision import frozen_pass, measure_precision
+from animals10.benchmark_precision import frozen_pass, measure_onednn, measure_precision
 from animals10.dataset import PUBLISHED_RESULTS
 from animals10.environment import configure_device
 from animals10.experiments import Experiment, Training
@@ -60,7 +60,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = "notebook01 hashes tables cnns frameworks precision memory cluster search training".split()
+PARTS = "notebook01 hashes tables cnns frameworks precision onednn memory cluster search training".split()
 
 
 def run_benchmark(
@@ -112,6 +112,8 @@ def run_benchmark(
             measure_frameworks(settings, splits.train)
         if "precision" not in skip:
             measure_precision(backbones)
+        if "onednn" not in skip:
+            measure_onednn(backbones)
         if "memory" not in skip:
             measure_memory(settings)
         if "cluster" not in skip:

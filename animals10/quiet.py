@@ -44,7 +44,7 @@ def use_onednn() -> None:
     """Makes TensorFlow compute with oneDNN on every x86-64 processor, unless `TF_ENABLE_ONEDNN_OPTS` is 0.
 
     By default, TensorFlow does so only where the processor has instructions for neural networks, such as AVX-512 VNNI
-    (RFC 400 of tensorflow/community). With AVX2 alone, it makes training twice as fast, see docs/design.md.
+    (RFC 400 of tensorflow/community). With AVX2 alone, CNNs train up to three times as fast, see docs/design.md.
     """
     if platform.machine() in ("x86_64", "AMD64"):
         os.environ.setdefault(ONEDNN, "1")
