@@ -195,7 +195,7 @@ start
 look
   report          write build/report/report.html of all stored runs: ROOT= WITH_IMAGES=1
   efficiency      measure size, latency and throughput of all stored runs, on an idle machine: ROOT=
-  audit leakage   near-duplicates of Animals-10: which there are, and what they are worth: ROOT=
+  audit leakage   near-duplicates of Animals-10: their number, and their effect on accuracy: ROOT=
 use
   classify        classify IMAGES="file folder '*.png'" with MODEL=; CSV= JSON= save it: REJECT= …
   demo            serve a page on this machine to try the models in a browser: ROOT= PORT= …

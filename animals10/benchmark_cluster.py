@@ -14,8 +14,8 @@ from animals10.data_preparation import FeatureCache
 from animals10.experiments import Experiment, Training
 from animals10.models import CNN, Transfer, feature_layers_of
 from animals10.preprocessing import read_overview
-from animals10.quiet import THREADS
 from animals10.settings import Settings
+from animals10.tensorflow_start import THREADS
 from animals10.training import train_all
 from animals10.workspace import Workspace
 

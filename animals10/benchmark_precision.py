@@ -17,7 +17,7 @@ from animals10.catalogue import find_experiment
 from animals10.features import inference_function
 from animals10.models import Transfer, feature_layers_of
 from animals10.precision import BFLOAT16, in_precision, multiplies_in_bfloat16
-from animals10.quiet import ONEDNN
+from animals10.tensorflow_start import ONEDNN
 
 CNNS = ("conv3_dense1", "conv4inv8to128_pool_dense196", "conv5invto128_dense1")
 BATCH = 32

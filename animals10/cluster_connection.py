@@ -14,8 +14,8 @@ from typing import Any
 from animals10.files import REPOSITORY, UserError, one_line, user_facing_os_errors
 from animals10.machine import describe_machine, report_machines
 from animals10.progress import tell
-from animals10.quiet import THREADS
 from animals10.settings import Settings
+from animals10.tensorflow_start import THREADS
 
 QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 OBJECT_STORE = 100_000_000  # bytes of memory: tables of file names pass through it; what is larger, through a file

@@ -13,11 +13,12 @@ import pandas as pd
 import PIL
 import sklearn
 import tensorflow as tf
+from tensorflow.python.framework import test_util
 
 from animals10.files import REPOSITORY, UserError
 from animals10.machine import available_threads, instruction_set
 from animals10.progress import tell_once
-from animals10.quiet import ONEDNN, THREADS
+from animals10.tensorflow_start import THREADS
 
 
 def configure_device(deterministic: bool = False, precision: str = "default", threads: int | None = None) -> str:
@@ -53,10 +54,10 @@ def count_threads() -> int:
 
 
 def numeric_device() -> Any:
-    """Returns what of the device decides the last digits of results, as JSON can hold it."""
+    """Returns what of the device affects bitwise reproducibility, as JSON can hold it."""
     if tf.config.list_physical_devices("GPU"):
         return device_name()
-    return {"instructions": instruction_set(), "threads": count_threads(), "onednn": os.environ.get(ONEDNN, "")}
+    return {"instructions": instruction_set(), "threads": count_threads(), "onednn": test_util.IsMklEnabled()}
 
 
 def device_name() -> str:
@@ -79,7 +80,7 @@ def software_versions() -> dict[str, Any]:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "platform": platform.platform(),
-        "onednn": os.environ.get(ONEDNN, ""),
+        "onednn": test_util.IsMklEnabled(),
         "threads": {
             "cores": os.cpu_count(),
             "of_a_run": count_threads(),

@@ -23,9 +23,9 @@ from animals10.cluster_shards import write_with_helpers
 from animals10.files import user_facing_os_errors
 from animals10.input_pipeline import without_autotune
 from animals10.progress import Progress
-from animals10.quiet import filtered_stderr
 from animals10.settings import Settings
 from animals10.shards import Compute, ShardedArray, Shards
+from animals10.tensorflow_start import filtered_stderr
 
 
 def split_before(model: keras.Model, layer: keras.Layer) -> keras.Operation:

@@ -1,4 +1,4 @@
-"""TensorFlow starts without a word, in scripts, trainings and notebooks; real errors are shown whole."""
+"""TensorFlow starts without messages, in scripts, trainings and notebooks; real errors are shown in full."""
 
 import os
 import signal

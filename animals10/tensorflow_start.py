@@ -1,9 +1,9 @@
-"""TensorFlow starts without a word: what it, CUDA, oneDNN and absl write while it is imported does not reach anyone.
+"""How TensorFlow starts: its threads, oneDNN, and the messages that are shown.
 
-They write from C++, and before TensorFlow's own log level counts. So file descriptor 2 leads to a filter while
-TensorFlow is imported. The filter is a process of its own, because it must outlive a crash. It drops the lines that are
-known from every start and hands all others on. `TF_CPP_MIN_LOG_LEVEL` decides as always what is shown: 0 shows
-everything; without it, 2 is set, which hides information and warnings.
+TensorFlow, CUDA, oneDNN and absl write messages from C++ while TensorFlow is imported, and before TensorFlow's own log
+level counts. So file descriptor 2 leads to a filter during the import. The filter is a process of its own, because it
+must outlive a crash. It drops the lines that are known from every start and hands all others on. `TF_CPP_MIN_LOG_LEVEL`
+decides as always what is shown: 0 shows everything; without it, 2 is set, which hides information and warnings.
 """
 
 import importlib.util
@@ -50,8 +50,8 @@ def use_onednn() -> None:
         os.environ.setdefault(ONEDNN, "1")
 
 
-def quiet_tensorflow() -> None:
-    """Makes the next import of TensorFlow, by whatever module, a quiet one."""
+def filter_start_messages() -> None:
+    """Filters the messages of the next import of TensorFlow, by whatever module."""
     # A warning of NumPy 2.0 while Keras 3.13 is imported.
     warnings.filterwarnings("ignore", "In the future `np.object` will be defined", FutureWarning)
     if _level(os.environ.setdefault(LEVEL, "2")) and "tensorflow" not in sys.modules:
