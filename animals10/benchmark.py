@@ -26,6 +26,7 @@ import tensorflow as tf
 
 from animals10.benchmark_cluster import measure_cluster
 from animals10.benchmark_frameworks import measure_frameworks
+from animals10.benchmark_gpu import measure_gpu
 from animals10.benchmark_pipeline import (
     draw_images,
     measure_cnns,
@@ -40,7 +41,7 @@ from animals10.environment import configure_device
 from animals10.experiments import Experiment, Training
 from animals10.files import read_table
 from animals10.models import Transfer
-from animals10.precision import BFLOAT16, frozen_precision, in_precision, resolve_precision
+from animals10.precision import frozen_precision, has_gpu, in_precision, resolve_precision
 from animals10.preprocessing import resize_images, scan_images
 from animals10.search import FIRST_EPOCHS, search, transfer_space
 from animals10.settings import Settings
@@ -60,7 +61,7 @@ KINDS = {
     "EfficientNetV2S last 30": Transfer("EfficientNetV2S", (256,), unfreeze_last=30, freeze_batch_norm=False),
 }
 BACKBONES = tuple(dict.fromkeys(architecture.backbone for architecture in KINDS.values()))
-PARTS = "notebook01 hashes tables cnns frameworks precision onednn memory cluster search training".split()
+PARTS = "notebook01 hashes tables cnns frameworks precision gpu onednn memory cluster search training".split()
 
 
 def run_benchmark(
@@ -112,6 +113,8 @@ def run_benchmark(
             measure_frameworks(settings, splits.train)
         if "precision" not in skip:
             measure_precision(backbones)
+        if "gpu" not in skip:
+            measure_gpu(backbones)
         if "onednn" not in skip:
             measure_onednn(backbones)
         if "memory" not in skip:
@@ -138,7 +141,7 @@ class Sizes:
 
         Args:
             views: Views of each training image.
-            float32: Where features for training are in bfloat16: what a pass in float32 takes, in passes in bfloat16.
+            float32: Where features for training are in 16 bits: what a pass in float32 takes, in passes in 16 bits.
                 Test predictions, and those of the validation set, come from the float32 network. Else 0.
         """
         if float32:
@@ -219,7 +222,7 @@ def measure_limits(architecture: Transfer, precision: str) -> tuple[float, ...]:
         Images per second of each; then `float32` of `Sizes.passes`.
     """
     keras.backend.clear_session()
-    policy = resolve_precision(precision, architecture)
+    policy = resolve_precision(precision, architecture, has_gpu())
     frozen_policy, model = frozen_precision(policy, architecture), architecture.build(10)
     pixels = tf.random.uniform((32, 224, 224, 3), maxval=255.0).numpy()
     forward, features, _ = frozen_pass(architecture, in_precision(model, frozen_policy), pixels)
@@ -228,7 +231,7 @@ def measure_limits(architecture: Transfer, precision: str) -> tuple[float, ...]:
     batch = tf.constant(features), tf.range(32) % 10
     calls = (forward, lambda: end.train_on_batch(*batch), lambda: end.test_on_batch(*batch))
     rates = [32 / _fastest_seconds(call) for call in calls]
-    if frozen_policy != BFLOAT16:
+    if frozen_policy == "float32":
         return *rates, 0
     in_float32 = frozen_pass(architecture, model, pixels)[0]
     return *rates, rates[0] * _fastest_seconds(in_float32) / 32

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from animals10.cluster_connection import (
     SECONDS_BETWEEN_POLLS,
     check_machines,
@@ -91,8 +89,7 @@ class Driver:
         self.ray, self.workspace, self.runs, self.attempt, self.token = ray, workspace, runs, attempt, token
         settings, largest = workspace.settings, max((node["CPU"] for node in machines_of(ray)), default=1)
         self.cpus = settings.cpus_per_run or min(CPUS_PER_RUN, max(int(largest), 1))
-        is_here = keras.config.dtype_policy().name == "mixed_float16"  # this machine has a GPU
-        self.gpus = float(is_here) if settings.gpus_per_run is None else settings.gpus_per_run
+        self.gpus = float(workspace.on_gpu) if settings.gpus_per_run is None else settings.gpus_per_run
         self.blocked, self.ready = list(tasks), list[Task]()
         self.running: dict[Any, Task] = {}
         self.preparing: dict[str, Task] = {}

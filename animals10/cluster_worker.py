@@ -51,7 +51,7 @@ def train_on_worker(
     if workspace.digest(task.experiment) != task.digest:
         raise UserError(
             f"{task.experiment.id} would be another run on {platform.node()} (precision "
-            f"{keras.config.dtype_policy().name}): all machines need the same code and files, and "
+            f"{workspace.context(task.experiment)['precision']}): all machines need the same code and files, and "
             "ANIMALS10_GPUS_PER_RUN=1 where they have GPUs and this machine has none."
         )
     send(state="preparing")

@@ -28,7 +28,6 @@ from animals10.input_pipeline import (
     view_batches,
 )
 from animals10.models import FeatureLayers, feature_layers_of, frozen_dropouts, network_config
-from animals10.precision import BFLOAT16
 from animals10.preprocessing import resize_mode
 from animals10.settings import Settings
 from animals10.shards import ShardedArray
@@ -63,7 +62,7 @@ class PreparedData:
         training: Gives the training batches from an epoch (from 0) on. Labels of training and validation are int32
             (n,), or float32 (n, classes) where the training configuration mixes images.
         validation: The validation batches.
-        test: The test batches; None where features are in bfloat16, in which no test image is evaluated.
+        test: The test batches; None where features are in 16 bits, in which no test image is evaluated.
         steps: Training steps per epoch.
         frozen_dropouts: Dropout layers that stay inactive in training, because nothing before them is trained.
         is_step_cheap: Whether a step takes less time than Python needs between two steps.
@@ -100,7 +99,7 @@ def prepare_data(
         context: The resolved settings.
         cached: The images whose features are cached, if they are more than those of `table`.
         shared: The images whose features other workspaces share, if they do: all of the splits are among them.
-        plain: The model in float32, if the other one is in bfloat16: it computes the features where that is faster.
+        plain: The model in float32, if the other one is in 16 bits: it computes the features where that is faster.
 
     Raises:
         UserError: The training configuration asks for what the trained layers or the feature cache do not allow.
@@ -124,8 +123,8 @@ def prepare_data(
             given = plain, plain_layers, {**context, "precision": context["frozen_precision"]}
         features = FeatureCache(settings, experiment, *given, shared)
         data = features.training_batches(table, training, context, table if cached is None else cached)
-        # In bfloat16, test images pass the float32 model alone.
-        test = features.evaluation_batches(splits.test, "test") if context["precision"] != BFLOAT16 else None
+        # In 16 bits, test images pass the float32 model alone.
+        test = features.evaluation_batches(splits.test, "test") if context["precision"] == "float32" else None
         parts = features.evaluation_batches(splits.val, "val"), test
         prepared = PreparedData(part, data, *parts, steps, frozen, is_step_cheap=layers.start == "pooled")
     else:

@@ -44,7 +44,7 @@ from animals10.input_pipeline import damaged_images_named
 from animals10.model_checks import check_loads_in_fresh_process, check_model
 from animals10.model_files import load_model, save_model
 from animals10.models import Architecture, Transfer, count_parameters, network_config
-from animals10.precision import BFLOAT16, in_precision
+from animals10.precision import SUFFIXES, in_precision
 from animals10.results import ResultRow
 from animals10.runs import RUN_FILES, VALIDATION, Run
 from animals10.settings import Settings
@@ -128,8 +128,8 @@ def execute(job: Job) -> Run:
     remove_stale_temporary_files(job.unfinished_folder)
     if job.experiment.is_custom:
         check_custom(job.experiment.model, len(splits.class_names), settings.image_size)
-    model = build_model(job)
-    trained = in_precision(model, BFLOAT16) if job.context["precision"] == BFLOAT16 else model
+    model, precision = build_model(job), job.context["precision"]
+    trained = model if precision == "float32" else in_precision(model, precision)
     clock["build"] = time.perf_counter()
     table = resample(splits.train, training.class_balance, settings.seed)
     if training.class_balance != "none":
@@ -148,7 +148,7 @@ def execute(job: Job) -> Run:
             predict_table(*evaluated[part], getattr(splits, part), splits.class_names) for part in ("test", "val")
         )
     clock["predict"] = time.perf_counter()
-    device = device_name() + ", bfloat16" * (trained is not model)
+    device = device_name() + SUFFIXES.get(precision, "")
     counts = {"n_train": len(table), "n_val": len(splits.val), "n_test": len(splits.test), "device": device}
     counts |= {"params": model.count_params(), "trainable_params": count_parameters(model.trainable_weights)}
     return save(job, model, history, predictions, validation, outcome | counts | metrics(predictions), clock)
@@ -165,9 +165,8 @@ def _evaluated(
 
 
 def evaluation_context(context: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the resolved settings in which the stored model is evaluated: that of a bfloat16 training is float32."""
-    left = {name: value for name, value in context.items() if name != "frozen_precision"}
-    return left | ({"precision": "float32"} if context["precision"] == BFLOAT16 else {})
+    """Returns the resolved settings in which the stored model is evaluated: in float32."""
+    return {name: value for name, value in context.items() if name != "frozen_precision"} | {"precision": "float32"}
 
 
 @lru_cache(maxsize=256)
@@ -188,8 +187,8 @@ def build_model(job: Job) -> keras.Model:
     if job.start:  # built before the seed is set; what `set_trainable` changes may differ from the parent
         plain = without_freezing(architecture)
         expected = built_config(plain, n_classes, context["image_size"], trainable=set_trainable is None)
-    keras.backend.clear_session(free_memory=False)  # which resets the compute precision as well
-    configure_device(job.settings.deterministic, job.settings.precision)
+    keras.backend.clear_session(free_memory=False)
+    configure_device(job.settings.deterministic)
     keras.utils.set_random_seed(context["seed"])
     if job.start:
         path = job.start.file("model.keras") if isinstance(job.start, Run) else job.start

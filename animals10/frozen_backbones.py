@@ -49,7 +49,7 @@ def build_on_frozen_backbone(
         return architecture.build(n_classes, image_size, weights)
     file = Path(weights).stat() if weights != "imagenet" else None
     state = (file.st_size, file.st_mtime_ns) if file else None
-    key = (architecture.backbone, image_size, weights, state, keras.config.dtype_policy().name)
+    key = (architecture.backbone, image_size, weights, state)
     if built := _latest.get(key):
         # Heads built before would otherwise stay in memory as what follows the backbone.
         built.pooled._keras_history.operation._outbound_nodes.clear()

@@ -1,7 +1,8 @@
-"""The compute precision of a run: float32, or bfloat16 with float32 weights where the processor multiplies in it.
+"""The compute precision of a run: float32, or 16 bits with float32 weights where the device multiplies in them.
 
-bfloat16 keeps the range of float32 and 8 of its 24 digits. Weights, their updates, probabilities, the loss and the
-statistics of batch normalisation stay float32. So does the stored model: its test predictions are computed in float32.
+bfloat16 keeps the range of float32 and 8 of its 24 digits; float16, on a GPU, keeps 11 digits and less range, so the
+loss is scaled. Weights, their updates, probabilities, the loss and the statistics of batch normalisation stay float32.
+So does the stored model: its test predictions are computed in float32, and are the same on a CPU and on a GPU.
 """
 
 import platform
@@ -17,7 +18,8 @@ from animals10.model_files import resize_of
 from animals10.models import Architecture, Transfer
 from animals10.progress import tell_once
 
-BFLOAT16 = "mixed_bfloat16"  # Keras's name of the policy
+FLOAT16, BFLOAT16 = "mixed_float16", "mixed_bfloat16"  # Keras's names of the policies
+SUFFIXES = {FLOAT16: ", mixed float16", BFLOAT16: ", bfloat16"}  # of the device in results.csv
 FLOAT32_LAYERS = (keras.layers.Rescaling, keras.layers.Normalization, keras.layers.Softmax)
 # Backbones that are slower in bfloat16 on a CPU, as `make bench BENCH="--backbones …"` prints: in the frozen pass, and
 # in fine-tuning. Others are faster, as far as they were measured.
@@ -36,18 +38,23 @@ def multiplies_in_bfloat16() -> bool:
     return cpuinfo.exists() and bool(re.search(rf"\b({flags})\b", cpuinfo.read_text()))
 
 
-def resolve_precision(setting: str, architecture: Architecture) -> str:
+def has_gpu() -> bool:
+    """Tells whether TensorFlow sees a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def resolve_precision(setting: str, architecture: Architecture, on_gpu: bool) -> str:
     """Returns the Keras policy in which an architecture is trained; a line says what was decided, once per process.
 
     Args:
         setting: `default`: float32 on a CPU, mixed float16 on a GPU; `float32`; `bfloat16`; or `auto`: mixed float16 on
             a GPU, and bfloat16 on a CPU that multiplies in it, for architectures that gain by it.
         architecture: The architecture.
+        on_gpu: Whether a GPU trains.
     """
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
-    if setting == "default" or (setting == "auto" and has_gpu):
-        return keras.config.dtype_policy().name  # that of `environment.configure_device`
-    if setting == "float32":
+    if on_gpu and setting in ("default", "auto"):
+        return FLOAT16
+    if setting in ("default", "float32"):
         return "float32"
     if not multiplies_in_bfloat16():
         tell_once(f"PRECISION={setting}: this machine does not multiply in bfloat16, so float32 is used.")
@@ -65,7 +72,7 @@ def resolve_precision(setting: str, architecture: Architecture) -> str:
 def frozen_precision(policy: str, architecture: Architecture) -> str:
     """Returns the Keras policy in which the frozen layers compute cached features; `policy` is that of the training."""
     backbone = architecture.backbone if isinstance(architecture, Transfer) else ""
-    is_slower = backbone.startswith(SLOWER_PASS) and not tf.config.list_physical_devices("GPU")
+    is_slower = backbone.startswith(SLOWER_PASS) and not has_gpu()
     return "float32" if policy == BFLOAT16 and is_slower else policy
 
 

@@ -7,8 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from animals10.augmentation import AUGMENTATION_VERSION
 from animals10.catalogue import CATALOGUE
 from animals10.data_preparation import SharedImages
@@ -16,7 +14,7 @@ from animals10.environment import configure_device
 from animals10.experiments import Experiment, digest
 from animals10.files import UserError, file_sha256, user_facing_os_errors
 from animals10.images import preprocessing_contract
-from animals10.precision import frozen_precision, resolve_precision
+from animals10.precision import frozen_precision, has_gpu, resolve_precision
 from animals10.preprocessing import resize_mode
 from animals10.runs import Run
 from animals10.settings import Settings
@@ -30,6 +28,7 @@ class Workspace:
         settings: The settings.
         splits: The data.
         shared: The images whose features it shares with other workspaces, if it does.
+        on_gpu: Whether a GPU trains.
         resize: How its images are made square, see `preprocessing.resize_mode`.
         fold_of: The checksum of the data of which this workspace is a fold, whose test set it leaves untouched; empty
             for others.
@@ -38,14 +37,12 @@ class Workspace:
     def __init__(
         self, settings: Settings, shared: SharedImages | None = None, fold_of: str = "", splits: Splits | None = None
     ):
-        """Reads the splits, unless they are given, and sets the compute precision of this machine."""
+        """Reads the splits, unless they are given, and sets how the device computes."""
         self.settings, self.splits = settings, splits or load_splits(settings)
         self.shared, self.fold_of = shared, fold_of
-        configure_device(
-            settings.deterministic, settings.precision, None if settings.cluster else settings.cpus_per_run
-        )
-        if settings.cluster and settings.gpus_per_run is not None:  # that of the machines that train
-            keras.config.set_dtype_policy("mixed_float16" if settings.gpus_per_run else "float32")
+        configure_device(settings.deterministic, None if settings.cluster else settings.cpus_per_run)
+        is_known = settings.cluster and settings.gpus_per_run is not None  # of the machines that train
+        self.on_gpu = bool(settings.gpus_per_run) if is_known else has_gpu()
         with user_facing_os_errors(settings.models):
             settings.models.mkdir(parents=True, exist_ok=True)
         self.resize = resize_mode(settings)
@@ -61,7 +58,7 @@ class Workspace:
         contract = {name: value for name, value in preprocessing_contract(self.resize).items() if name != "description"}
         by_image = {"features": "by image"} if self.shared and cached else {}
         fold = {"fold_of": self.fold_of} if self.fold_of else {}
-        precision = resolve_precision(settings.precision, experiment.model)
+        precision = resolve_precision(settings.precision, experiment.model, self.on_gpu)
         frozen = frozen_precision(precision, experiment.model)
         other = {"frozen_precision": frozen} if cached and frozen != precision else {}
         return {

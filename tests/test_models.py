@@ -105,15 +105,6 @@ def test_the_layers_of_a_network_as_a_table():
     assert table.parameters.sum() == count_parameters(model.weights) == 112 + 197 * 8 + 9 * 3
 
 
-def test_on_a_gpu_the_probabilities_stay_float32():
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
-        model = CNN((4,), (2,), (4,)).build(3, 32)
-    finally:
-        keras.config.set_dtype_policy("float32")
-    assert model.layers[2].compute_dtype == "float16" and model.layers[-1].compute_dtype == "float32"
-
-
 # ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

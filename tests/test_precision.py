@@ -59,12 +59,13 @@ def test_fine_tunings_in_bfloat16_share_the_features_of_their_test_predictions(i
     assert np.allclose(stored, probabilities, atol=2e-6)
 
 
-def test_scaling_and_probabilities_stay_float32_and_layers_stay_frozen():
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_scaling_and_probabilities_stay_float32_and_layers_stay_frozen(half):
     keras.backend.clear_session()  # which numbers layers anew
     model = aux.Transfer("MobileNetV2", (8,)).build(3, 32)
-    copy = in_precision(model, "mixed_bfloat16")
+    copy = in_precision(model, f"mixed_{half}")
     kinds = {layer.name: layer.compute_dtype for layer in copy.layers}
-    assert kinds["Conv1"] == kinds["bn_Conv1"] == kinds["dense"] == "bfloat16"
+    assert kinds["Conv1"] == kinds["bn_Conv1"] == kinds["dense"] == half
     assert kinds["rescaling"] == kinds[copy.layers[-1].name] == "float32" and copy.output.dtype == "float32"
     assert {weight.dtype for weight in copy.weights} == {"float32"}
     assert [layer.trainable for layer in copy.layers] == [layer.trainable for layer in model.layers]
@@ -78,13 +79,16 @@ def test_a_network_with_operations_beside_layers_is_copied():
 
 
 def test_the_setting_is_resolved_by_machine_and_architecture_with_one_line(in_bfloat16, monkeypatch, capsys):
-    assert resolve_precision("auto", CNN.model) == resolve_precision("bfloat16", HEAD.model) == "mixed_bfloat16"
-    assert resolve_precision("auto", aux.Transfer("ResNet50V2")) == "mixed_bfloat16"
-    assert resolve_precision("auto", HEAD.model) == resolve_precision("float32", CNN.model) == "float32"
+    assert resolve_precision("auto", CNN.model, False) == "mixed_bfloat16"
+    assert resolve_precision("bfloat16", HEAD.model, False) == "mixed_bfloat16"
+    assert resolve_precision("auto", aux.Transfer("ResNet50V2"), False) == "mixed_bfloat16"
+    assert resolve_precision("auto", HEAD.model, False) == resolve_precision("float32", CNN.model, False) == "float32"
     assert "PRECISION=auto: MobileNetV2 gains nothing by bfloat16, so float32 is used." in capsys.readouterr().err
-    assert resolve_precision("auto", TUNED.model) == "mixed_bfloat16"
+    assert resolve_precision("auto", TUNED.model, False) == "mixed_bfloat16"
     assert "MobileNetV2 is trained in bfloat16, after a frozen pass in float32." in capsys.readouterr().err
-    assert resolve_precision("auto", aux.Transfer("MobileNetV3Large", unfreeze_last=20)) == "float32"
+    assert resolve_precision("auto", aux.Transfer("MobileNetV3Large", unfreeze_last=20), False) == "float32"
+    assert {resolve_precision(one, HEAD.model, True) for one in ("auto", "default")} == {"mixed_float16"}
+    assert resolve_precision("default", CNN.model, False) == resolve_precision("float32", CNN.model, True) == "float32"
     assert frozen_precision("mixed_bfloat16", TUNED.model) == "float32"
     assert frozen_precision("mixed_bfloat16", aux.Transfer("ResNet50V2")) == "mixed_bfloat16"
 
