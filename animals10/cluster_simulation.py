@@ -131,7 +131,7 @@ def _waiting_task(ray: Any) -> Any:
 def task_durations(workspace: Any, tasks: Sequence[Task], results: Path) -> dict[str, float]:
     """Returns the seconds of each task: the recorded ones, or estimates at the speed of the long recorded runs."""
     table = read_results(results)
-    table = table[table.epochs_cap.isna() & (table.weights != "random")]
+    table = table[table.epochs_cap.isna() & (table.weights != "random") & table.device.str.startswith("CPU")]
     recorded = table.groupby(["model_id", "learning_rate", "epochs"]).train_seconds.median()
     work = {task.digest: estimated_work(workspace, task.experiment) for task in tasks}
     known = {task.digest: recorded.get(task.experiment.key[:3]) for task in tasks}

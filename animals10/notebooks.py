@@ -252,8 +252,8 @@ def compress_png(png: bytes) -> bytes:
     """Returns a PNG image as a smaller PNG that looks the same.
 
     Charts get a palette. Where that would change a colour value by more than `COLOUR_TOLERANCE`, as in photographs and
-    Grad-CAM heatmaps, every pixel stays as it is. An image that is transparent, has a palette, or would not become
-    smaller is returned unchanged.
+    most Grad-CAM heatmaps, or make a heatmap so rough that it is taken for a photograph, every pixel stays as it is. An
+    image that is transparent, has a palette, or would not become smaller is returned unchanged.
     """
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         is_transparent = image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255
@@ -262,10 +262,13 @@ def compress_png(png: bytes) -> bytes:
         rgb = image.convert("RGB")
     palette = rgb.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     change = np.asarray(ImageChops.difference(rgb, palette.convert("RGB"))).max()
-    with io.BytesIO() as file:
-        chosen = palette if change <= COLOUR_TOLERANCE else rgb
-        chosen.save(file, "PNG", optimize=True)
-        return min(png, file.getvalue(), key=len)
+    with io.BytesIO() as exact, io.BytesIO() as reduced:
+        rgb.save(exact, "PNG", optimize=True)
+        palette.save(reduced, "PNG", optimize=True)
+        found = [png, exact.getvalue()]
+        if change <= COLOUR_TOLERANCE and not looks_like_photograph(reduced.getvalue()):
+            found.append(reduced.getvalue())
+        return min(found, key=len)
 
 
 # ── Photographs in stored outputs ─────────────────────────────────────────────────────────────────────────────────────

@@ -114,6 +114,8 @@ def all_runs(settings: Settings) -> str:
     """Returns the table of all published runs in Markdown, and the number of comparisons in words."""
     table, accuracies = published_and_measured(settings), _accuracies(study_rows(settings))
     difference = table.difference.map("{:+.3f}".format) + _interval(table, "difference")
+    on_gpu = table.device.notna() & ~table.device.astype("str").str.startswith("CPU")
+    times = table.train_seconds.map(_duration, na_action="ignore") + on_gpu.map({True: " (GPU)", False: ""})
     compared = table.difference_low.notna()
     found = table[KEY].join(accuracies, on=KEY).fillna("not measured")
     columns = {
@@ -122,7 +124,7 @@ def all_runs(settings: Settings) -> str:
         "maximum epochs": table.epochs,
         "published": table.accuracy.map("{:.3f}".format),
         **{f"{split} split": found[split] for split in SPLITS},
-        "training time": table.train_seconds.map(_duration, na_action="ignore"),
+        "training time": times,
         "difference": difference.where(compared),
         "agreement": table.agreement.where(compared),
     }

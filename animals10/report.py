@@ -101,7 +101,7 @@ def render(settings: Settings, with_images: bool = False, home: str = "") -> str
     if found_map := map_section(settings):
         specifications["map"] = found_map.pop("chart")
     names = {"run": "label", "accuracy": "accuracy", "low": "accuracy_low", "high": "accuracy_high"}
-    names |= {name: name for name in ("id", "backbone", "setting", *costs)}
+    names |= {name: name for name in ("id", "backbone", "setting", "device", *costs)}
     points = [{"href": f"#{row['id']}"} | {new: row[old] for new, old in names.items()} for row in measured]
     groups = _groups(table)
     largest = groups[0]["dataset"] if groups else ""

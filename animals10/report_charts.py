@@ -156,7 +156,8 @@ def position(backbone: str) -> tuple[int, str]:
 def cost_chart(name: str, backbones: Sequence[str], limits: list[float] | None = None) -> alt.LayerChart:
     """Returns a chart of test accuracy, with its 95 % interval, against a cost.
 
-    A line and rings mark the Pareto front of each setting, within which runs can be compared.
+    A line and rings mark the Pareto front of each setting, within which runs can be compared: training times only on
+    the same device.
 
     Args:
         name: The cost, of `COSTS`.
@@ -171,7 +172,7 @@ def cost_chart(name: str, backbones: Sequence[str], limits: list[float] | None =
     looks = looks_of(backbones)
     colours = alt.Scale(domain=list(backbones), range=[colour for colour, _ in looks])
     shapes = alt.Scale(domain=list(backbones), range=[shape for _, shape in looks])
-    hints = [alt.Tooltip(f"{field}:N", title=field) for field in ("run", "backbone", "setting")]
+    hints = [alt.Tooltip(f"{field}:N", title=field) for field in ("run", "backbone", "setting", "device")]
     hints += [alt.Tooltip(f"{field}:Q", format=".3f") for field in ("accuracy", "low", "high")]
     hints += [alt.Tooltip(f"{name}:Q", title=COSTS[name], format=",")]
     spans = chart.mark_rule(opacity=0.3, color=INK, aria=False).encode(
@@ -186,8 +187,9 @@ def cost_chart(name: str, backbones: Sequence[str], limits: list[float] | None =
         tooltip=hints,
     )
     # A run is on the front if it beats all that cost less or the same: if it raises the best accuracy so far.
+    groups = ["setting"] + ["device"] * (name == "train_seconds")
     sort = [alt.SortField(name), alt.SortField("accuracy", order="descending")]
-    order: dict[str, Any] = {"groupby": ["setting"], "sort": sort, "ignorePeers": True, "frame": [None, 0]}
+    order: dict[str, Any] = {"groupby": groups, "sort": sort, "ignorePeers": True, "frame": [None, 0]}
     front = chart.transform_window(best="max(accuracy)", **order)
     front = front.transform_window(before="lag(best)", **order)
     front = front.transform_filter("!isValid(datum.before) || datum.accuracy > datum.before")
@@ -196,5 +198,5 @@ def cost_chart(name: str, backbones: Sequence[str], limits: list[float] | None =
     fronts = alt.StrokeDash("setting:N", legend=legend)
     rings = front.mark_point(size=190, color=INK, strokeWidth=1.4, filled=False, aria=False).encode(x=x, y=y)
     description = f"test accuracy against {COSTS[name]}; the runs of the table above, with their Pareto front"
-    layers = spans + steps.encode(x=x, y=y, strokeDash=fronts) + rings + points
+    layers = spans + steps.encode(x=x, y=y, strokeDash=fronts, detail=[f"{one}:N" for one in groups]) + rings + points
     return layers.properties(width="container", height=300, description=description)

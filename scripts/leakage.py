@@ -18,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     what = "experiment of the catalogue to train again: <id>, or <id>:<learning rate> where several share the id"
     parser.add_argument("experiments", nargs="*", default=EXPERIMENTS, help=what)
+    parser.add_argument("--observed", action="store_true", help="evaluate the stored runs alone: train nothing")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="trainings per condition (default: 5)")
     parser.add_argument("--write", action="store_true", help="write the values into data/animals10-leakage.csv")
     arguments = parser.parse_args()
@@ -25,7 +26,7 @@ def main() -> None:
         settings = Settings.from_environment()
         if arguments.write and settings.max_epochs:
             raise UserError("--write stores full trainings only: unset ANIMALS10_MAX_EPOCHS, or do without --write.")
-        experiments = [parse_experiment(text) for text in arguments.experiments]
+        experiments = [] if arguments.observed else [parse_experiment(text) for text in arguments.experiments]
         path = LEAKAGE_RESULTS if arguments.write else None
         measure_leakage(settings, experiments, arguments.repetitions, path)
     except UserError as error:
