@@ -32,7 +32,7 @@ def compile_model(model: keras.Model, training: Training, steps: int, steps_per_
         kind = _with_layer_decay(kind, model, training.layer_decay)
     optimizer = kind(rate, **options)
     if any(layer.compute_dtype == "float16" for layer in model._flatten_layers(include_self=False)):
-        # Gradients in float16 would become 0. Before the optimizer's variables are built.
+        # Else small gradients would become 0 in float16. Before the optimizer's variables are built.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)
     key = (training, steps) if training.schedule == "cosine" else replace(training, learning_rate=1.0)

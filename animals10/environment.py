@@ -22,7 +22,7 @@ from animals10.tensorflow_start import THREADS
 
 
 def configure_device(deterministic: bool = False, threads: int | None = None) -> str:
-    """Sets how the device computes: float32 is float32 on a GPU as well, not TF32, which has 10 binary digits of 23.
+    """Sets how the device computes: on a GPU, float32 is not replaced by TF32, which has 10 of its 23 binary digits.
 
     Args:
         deterministic: Whether a GPU must repeat results bit by bit, which is slower.

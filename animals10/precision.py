@@ -2,7 +2,7 @@
 
 bfloat16 keeps the range of float32 and 8 of its 24 digits; float16, on a GPU, keeps 11 digits and less range, so the
 loss is scaled. Weights, their updates, probabilities, the loss and the statistics of batch normalisation stay float32.
-So does the stored model: its test predictions are computed in float32, and are the same on a CPU and on a GPU.
+So does the stored model: its test predictions are computed in float32, on a GPU as well, and a CPU can verify them.
 """
 
 import platform

@@ -354,11 +354,14 @@ def _annotate(axis: plt.Axes, table: pd.DataFrame, place: pd.Series) -> None:
     The best measured run is the one with the highest validation accuracy, the earliest among equals.
     """
     for _, rows in table.groupby("family"):
-        best = rows.accuracy.idxmax()
-        axis.annotate(f"{rows.accuracy[best]:.3f}", (place[best], rows.accuracy[best]), (0, 7), color=ORANGE, **NUMBER)
+        best, offset = rows.accuracy.idxmax(), 7
+        point = place[best], rows.accuracy[best]
         measured = rows.dropna(subset="acc_val_measured")
         if len(measured):
             order = {"by": ["acc_val_measured", "time_measured"], "ascending": [False, True]}
-            best = measured.sort_values(**order).index[0]
-            point = place[best], rows.accuracy_high[best]
-            axis.annotate(f"{rows.accuracy_measured[best]:.3f}", point, (0, 3), color=BLUE, **NUMBER)
+            top = measured.sort_values(**order).index[0]
+            above = place[top], rows.accuracy_high[top]
+            axis.annotate(f"{rows.accuracy_measured[top]:.3f}", above, (0, 3), color=BLUE, **NUMBER)
+            if top == best:  # then both values stand above the run, one over the other
+                point, offset = above, 16
+        axis.annotate(f"{rows.accuracy[best]:.3f}", point, (0, offset), color=ORANGE, **NUMBER)
