@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from animals10 import environment
 from animals10.environment import configure_device, git_commit, numeric_device
@@ -102,3 +103,14 @@ def test_the_setting_of_threads_counts_from_the_start_and_is_refused_later():
     assert subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout == "3 (2,)\n"
     with pytest.raises(UserError, match=r"_CPUS_PER_RUN is 99, but TensorFlow has started with"):
         configure_device(threads=99)
+
+
+def test_a_gpu_computes_in_float32_not_in_tf32_and_shares_its_memory(monkeypatch):
+    calls = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *given: calls.append(given))
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": gpu})
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    assert configure_device() == "GPU:0"
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+    assert calls == [("GPU:0", True), ("GPU:1", True)]

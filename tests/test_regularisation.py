@@ -72,7 +72,12 @@ DEEP = {"stochastic_depth": 0.5, "cutmix": 1.0, "ema": 0.9}
         pytest.param(CNN, {"augmentation": STRONG}, id="augmentation", marks=pytest.mark.slow),
         pytest.param(CNN, CUTMIX, id="mixtures", marks=pytest.mark.slow),
         pytest.param(CNN, OPTIMIZER, id="optimizer", marks=pytest.mark.slow),
-        pytest.param(HEAD, {"augmentation": STRONG, "ema": 0.9, "mixup": 0.4}, id="cached pooled features"),
+        pytest.param(
+            HEAD,
+            {"augmentation": STRONG, "ema": 0.9, "mixup": 0.4},
+            id="cached pooled features",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Residual(), DEEP, id="cached feature maps", marks=pytest.mark.slow),
     ],
 )
@@ -267,6 +272,7 @@ def test_stochastic_depth_without_a_trained_branch_is_one_line_before_anything_i
         assert "\n" not in str(error.value) and not (prepared.data / "features").exists()
 
 
+@pytest.mark.slow
 def test_stochastic_depth_on_cached_features_is_that_of_the_whole_network_and_not_stored(prepared):
     experiment = aux.Experiment("run", Residual(), dataclasses.replace(PLAIN, stochastic_depth=0.5))
     runs = [aux.train(prepared.model_copy(update={"feature_cache": cache}), experiment) for cache in ("float32", "off")]
