@@ -223,7 +223,7 @@ def measure_limits(architecture: Transfer, precision: str) -> tuple[float, ...]:
     """
     keras.backend.clear_session()
     policy = resolve_precision(precision, architecture, has_gpu())
-    frozen_policy, model = frozen_precision(policy, architecture), architecture.build(10)
+    frozen_policy, model = frozen_precision(policy, architecture, has_gpu()), architecture.build(10)
     pixels = tf.random.uniform((32, 224, 224, 3), maxval=255.0).numpy()
     forward, features, _ = frozen_pass(architecture, in_precision(model, frozen_policy), pixels)
     end = frozen_pass(architecture, in_precision(model, policy), pixels)[2]

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from animals10.benchmark_precision import BATCH, CNNS, frozen_pass
 from animals10.catalogue import find_experiment
+from animals10.compilation import scaled_optimizer
 from animals10.environment import configure_device
-from animals10.models import Transfer
+from animals10.models import Transfer, feature_layers_of
 from animals10.precision import FLOAT16, has_gpu, in_precision
 
 STEPS = 50  # of a call: one alone would time Python and the wait for the GPU
@@ -35,9 +36,12 @@ def measure_gpu(backbones: Sequence[str], repeat: int = 5) -> None:
         _print_row(f"train {name}", find_experiment(name).model.build(10, 224), _training, repeat)
     for name in backbones:
         architecture = Transfer(name, unfreeze_last=20)
-        _print_row(f"frozen pass {name}", architecture.build(10), partial(_pass, architecture), repeat)
-        _print_row(f"fine-tune last 20 layers {name}", architecture.build(10), partial(_tuning, architecture), repeat)
-        _print_row(f"fine-tune without cache {name}", architecture.build(10), _training, repeat)
+        work = {"fine-tune without cache": _training}
+        if feature_layers_of(architecture, architecture.build(10)):
+            work["frozen pass"] = partial(_pass, architecture)
+            work["fine-tune last 20 layers"] = partial(_tuning, architecture)
+        for title, prepare in work.items():
+            _print_row(f"{title} {name}", architecture.build(10), prepare, repeat)
 
 
 def _print_row(
@@ -65,7 +69,8 @@ def _pixels() -> np.ndarray:
 def _training(model: keras.Model, xla: bool, values: np.ndarray | None = None) -> Callable[[], object]:
     batch = (_pixels() if values is None else values), np.arange(BATCH) % 10
     dataset = tf.data.Dataset.from_tensors(batch).repeat().prefetch(2)
-    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=xla)
+    optimizer = scaled_optimizer(keras.optimizers.Adam(), model)
+    model.compile(optimizer, "sparse_categorical_crossentropy", jit_compile=xla)
     return partial(model.fit, dataset, steps_per_epoch=STEPS, verbose=0)
 
 

@@ -93,8 +93,6 @@ def environment_of_workers(cpus: int, gpus: float) -> dict[str, str]:
     found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     if not gpus:
         found["CUDA_VISIBLE_DEVICES"] = "-1"
-    elif gpus < 1:
-        found["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # else the first run takes all memory of the GPU
     return found
 
 

@@ -31,9 +31,7 @@ def compile_model(model: keras.Model, training: Training, steps: int, steps_per_
     if training.layer_decay < 1:
         kind = _with_layer_decay(kind, model, training.layer_decay)
     optimizer = kind(rate, **options)
-    if any(layer.compute_dtype == "float16" for layer in model._flatten_layers(include_self=False)):
-        # Else small gradients would become 0 in float16. Before the optimizer's variables are built.
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer = scaled_optimizer(optimizer, model)  # before its variables are built
     optimizer.build(model.trainable_variables)
     key = (training, steps) if training.schedule == "cosine" else replace(training, learning_rate=1.0)
     if _compiled.get(model) == (key, steps_per_execution):
@@ -56,6 +54,12 @@ def compile_model(model: keras.Model, training: Training, steps: int, steps_per_
         optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile, steps_per_execution=steps_per_execution
     )
     _compiled[model] = key, steps_per_execution
+
+
+def scaled_optimizer(optimizer: keras.optimizers.Optimizer, model: keras.Model) -> keras.optimizers.Optimizer:
+    """Returns an optimizer that scales the loss of a model in float16, where small gradients would become 0."""
+    is_half = any(layer.compute_dtype == "float16" for layer in model._flatten_layers(include_self=False))
+    return keras.optimizers.LossScaleOptimizer(optimizer) if is_half else optimizer
 
 
 def _with_layer_decay(

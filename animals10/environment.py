@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,7 @@ from animals10.tensorflow_start import THREADS
 
 
 def configure_device(deterministic: bool = False, threads: int | None = None) -> str:
-    """Sets how the device computes: on a GPU, float32 is not replaced by TF32, which has 10 of its 23 binary digits.
-
-    Memory of a GPU is taken as it is needed, so that several notebooks and processes can share it.
+    """Sets how the device computes: see `without_tf32`, determinism on a GPU, and the number of threads.
 
     Args:
         deterministic: Whether a GPU must repeat results bit by bit, which is slower.
@@ -39,16 +36,18 @@ def configure_device(deterministic: bool = False, threads: int | None = None) ->
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    with suppress(RuntimeError):  # TensorFlow has started
-        for gpu in tf.config.list_physical_devices("GPU"):  # else the first notebook takes all memory of the GPU
-            tf.config.experimental.set_memory_growth(gpu, True)
+    without_tf32()
     if threads and threads != count_threads():
         raise UserError(
             f"ANIMALS10_CPUS_PER_RUN is {threads}, but TensorFlow has started with {count_threads()} threads: set that "
             "variable of the environment before this program or kernel starts."
         )
     return device_name()
+
+
+def without_tf32() -> None:
+    """Makes a GPU compute float32 as such, not as TF32 with a 10-bit mantissa: then a CPU predicts the same."""
+    tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 def count_threads() -> int:

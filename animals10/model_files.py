@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 
+from animals10.environment import without_tf32
 from animals10.files import atomic_write, reading
 from animals10.images import STRETCH
 
@@ -30,11 +31,12 @@ def save_model(model: keras.Model, path: Path, class_names: Sequence[str]) -> No
 def load_model(path: Path) -> tuple[keras.Model, tuple[str, ...]]:
     """Loads a model that `save_model` wrote, and its class names. Keras's safe mode refuses code in the file.
 
-    The model's attribute `resize` says how its images are made square, see `resize_of`.
+    The model's attribute `resize` says how its images are made square, see `resize_of`. On a GPU, TF32 is switched off.
 
     Raises:
         UserError: The file is missing, is no such model, is damaged, or holds code, as in a `Lambda` layer.
     """
+    without_tf32()
     with reading(path, "cannot be loaded", "name a .keras file that this study saved, or restore it"):
         with zipfile.ZipFile(path) as archive:
             class_names = tuple(json.loads(archive.read("class_names.json")))

@@ -7,6 +7,7 @@ So does the stored model: its test predictions are computed in float32, on a GPU
 
 import platform
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,28 +65,29 @@ def resolve_precision(setting: str, architecture: Architecture, on_gpu: bool) ->
     if setting == "auto" and backbone.startswith(SLOWER_TUNING if is_tuned else SLOWER_PASS):
         tell_once(f"PRECISION=auto: {backbone} gains nothing by bfloat16, so float32 is used.")
         return "float32"
-    note = "" if frozen_precision(BFLOAT16, architecture) == BFLOAT16 else ", after a frozen pass in float32"
+    note = "" if frozen_precision(BFLOAT16, architecture, on_gpu) == BFLOAT16 else ", after a frozen pass in float32"
     tell_once(f"PRECISION={setting}: {backbone or type(architecture).__name__} is trained in bfloat16{note}.")
     return BFLOAT16
 
 
-def frozen_precision(policy: str, architecture: Architecture) -> str:
+def frozen_precision(policy: str, architecture: Architecture, on_gpu: bool) -> str:
     """Returns the Keras policy in which the frozen layers compute cached features; `policy` is that of the training."""
     backbone = architecture.backbone if isinstance(architecture, Transfer) else ""
-    is_slower = backbone.startswith(SLOWER_PASS) and not has_gpu()
+    is_slower = backbone.startswith(SLOWER_PASS) and not on_gpu
     return "float32" if policy == BFLOAT16 and is_slower else policy
 
 
 def in_precision(model: keras.Model, policy: str) -> keras.Model:
     """Returns a copy of a network that computes in another precision, with the same weights and frozen layers.
 
-    The layers that scale pixels, and those that give probabilities, stay float32.
+    The layers that scale pixels, and those that give probabilities, stay float32; so do layers inside wrapper layers
+    such as `TimeDistributed`.
 
     Args:
         model: The network.
         policy: Name of a Keras policy: `float32`, `mixed_bfloat16` …
     """
-    last = {output._keras_history.operation.name for output in model.outputs}
+    last = _last_layers(model.outputs)
 
     def clone(layer: Any) -> Any:
         if not isinstance(layer, keras.Layer):  # an operation such as a sum, which computes in the dtype of its input
@@ -100,3 +102,12 @@ def in_precision(model: keras.Model, policy: str) -> keras.Model:
     copy.set_weights(model.get_weights())
     copy.resize = resize_of(model)
     return copy
+
+
+def _last_layers(tensors: Sequence[Any]) -> set[str]:
+    """Returns the names of the layers that give some tensors, also through operations that are no layers."""
+    found: set[str] = set()
+    for operation in (tensor._keras_history.operation for tensor in tensors):
+        is_layer = isinstance(operation, keras.Layer)
+        found |= {operation.name} if is_layer else _last_layers(keras.tree.flatten(operation.input))
+    return found

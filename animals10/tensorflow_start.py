@@ -27,6 +27,7 @@ LOG_LINE = re.compile(rb"(?:([IWEF])\d{4} \S+ +\d+ |\d{4}-\d\d-\d\d \S+ ([IWEF])
 START_LINE = re.compile(rb"WARNING: All log messages before absl::InitializeLog|To enable the following instructions: ")
 FALSE_ERROR = re.compile(rb"failed call to cuInit|Unable to register cu\w+ factory|oneDNN supports DT_HALF only on")
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow's variable: 1 or 0
+GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
 THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # TensorFlow's variables
 
 
@@ -48,6 +49,11 @@ def use_onednn() -> None:
     """
     if platform.machine() in ("x86_64", "AMD64"):
         os.environ.setdefault(ONEDNN, "1")
+
+
+def share_gpu() -> None:
+    """Makes TensorFlow take the memory of a GPU as it needs it: else the first notebook would take it all."""
+    os.environ.setdefault(GROWTH, "true")
 
 
 def filter_start_messages() -> None:

@@ -59,7 +59,7 @@ class Workspace:
         by_image = {"features": "by image"} if self.shared and cached else {}
         fold = {"fold_of": self.fold_of} if self.fold_of else {}
         precision = resolve_precision(settings.precision, experiment.model, self.on_gpu)
-        frozen = frozen_precision(precision, experiment.model)
+        frozen = frozen_precision(precision, experiment.model, self.on_gpu)
         other = {"frozen_precision": frozen} if cached and frozen != precision else {}
         return {
             "data_sha256": self.splits.sha256,

@@ -17,16 +17,19 @@ def main() -> None:
     """Reads the command line and runs the measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     what = "experiment of the catalogue to train again: <id>, or <id>:<learning rate> where several share the id"
-    parser.add_argument("experiments", nargs="*", default=EXPERIMENTS, help=what)
-    parser.add_argument("--observed", action="store_true", help="evaluate the stored runs alone: train nothing")
+    parser.add_argument("experiments", nargs="*", help=what)
+    parser.add_argument("--observed", action="store_true", help="only evaluate the stored runs: train nothing")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N", help="trainings per condition (default: 5)")
     parser.add_argument("--write", action="store_true", help="write the values into data/animals10-leakage.csv")
     arguments = parser.parse_args()
+    if arguments.observed and arguments.experiments:
+        parser.error("--observed trains nothing: leave out the experiments.")
     try:
         settings = Settings.from_environment()
         if arguments.write and settings.max_epochs:
             raise UserError("--write stores full trainings only: unset ANIMALS10_MAX_EPOCHS, or do without --write.")
-        experiments = [] if arguments.observed else [parse_experiment(text) for text in arguments.experiments]
+        texts = [] if arguments.observed else arguments.experiments or EXPERIMENTS
+        experiments = [parse_experiment(text) for text in texts]
         path = LEAKAGE_RESULTS if arguments.write else None
         measure_leakage(settings, experiments, arguments.repetitions, path)
     except UserError as error:

@@ -105,12 +105,15 @@ def test_the_setting_of_threads_counts_from_the_start_and_is_refused_later():
         configure_device(threads=99)
 
 
-def test_a_gpu_computes_in_float32_not_in_tf32_and_shares_its_memory(monkeypatch):
-    calls = []
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [f"{kind}:0", f"{kind}:1"])
-    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *given: calls.append(given))
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: {"device_name": gpu})
+def test_a_gpu_computes_in_float32_not_in_tf32():
     tf.config.experimental.enable_tensor_float_32_execution(True)
-    assert configure_device() == "GPU:0"
+    configure_device()
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
-    assert calls == [("GPU:0", True), ("GPU:1", True)]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "true"), ({"TF_FORCE_GPU_ALLOW_GROWTH": "false"}, "false")])
+def test_several_notebooks_can_share_a_gpu_unless_that_is_switched_off(given, expected):
+    program = "import os, animals10; print(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])"
+    variables = {name: text for name, text in os.environ.items() if name != "TF_FORCE_GPU_ALLOW_GROWTH"} | given
+    done = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from animals10.files import UserError
 from animals10.model_checks import check_loads_in_fresh_process, check_model
@@ -121,7 +122,9 @@ def test_a_saved_model_takes_pixels_and_holds_its_class_names(tmp_path):
     names = ("hot dog", "Löwe 🦁", "cat")
     save_model(model, tmp_path / "model.keras", names)
     pixels = np.random.default_rng(1).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    tf.config.experimental.enable_tensor_float_32_execution(True)
     loaded, loaded_names = load_model(tmp_path / "model.keras")
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()  # a GPU predicts what a CPU predicts
     assert loaded_names == names and np.array_equal(loaded.predict(pixels, verbose=0), model.predict(pixels, verbose=0))
     assert keras.models.load_model(tmp_path / "model.keras").output_shape == (None, 3)  # without this package, too
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]

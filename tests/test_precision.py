@@ -78,6 +78,13 @@ def test_a_network_with_operations_beside_layers_is_copied():
     assert np.allclose(model(pixels), copy(pixels), atol=0.02)
 
 
+def test_probabilities_that_an_operation_gives_stay_float32():
+    pixels = keras.Input((8, 8, 3))
+    logits = keras.layers.Dense(3)(keras.layers.Flatten()(pixels))
+    copy = in_precision(keras.Model(pixels, keras.ops.softmax(logits)), "mixed_float16")
+    assert copy.output.dtype == "float32" and copy.layers[1].compute_dtype == "float16"
+
+
 def test_the_setting_is_resolved_by_machine_and_architecture_with_one_line(in_bfloat16, monkeypatch, capsys):
     assert resolve_precision("auto", CNN.model, False) == "mixed_bfloat16"
     assert resolve_precision("bfloat16", HEAD.model, False) == "mixed_bfloat16"
@@ -89,8 +96,8 @@ def test_the_setting_is_resolved_by_machine_and_architecture_with_one_line(in_bf
     assert resolve_precision("auto", aux.Transfer("MobileNetV3Large", unfreeze_last=20), False) == "float32"
     assert {resolve_precision(one, HEAD.model, True) for one in ("auto", "default")} == {"mixed_float16"}
     assert resolve_precision("default", CNN.model, False) == resolve_precision("float32", CNN.model, True) == "float32"
-    assert frozen_precision("mixed_bfloat16", TUNED.model) == "float32"
-    assert frozen_precision("mixed_bfloat16", aux.Transfer("ResNet50V2")) == "mixed_bfloat16"
+    assert frozen_precision("mixed_bfloat16", TUNED.model, False) == "float32"
+    assert frozen_precision("mixed_bfloat16", aux.Transfer("ResNet50V2"), False) == "mixed_bfloat16"
 
     monkeypatch.setattr(precision, "multiplies_in_bfloat16", lambda: False)
     settings = in_bfloat16.model_copy(update={"precision": "float32"})
