@@ -1,6 +1,6 @@
 """The compute precision of a run: float32, or 16 bits with float32 weights where the device multiplies in them.
 
-bfloat16 keeps the range of float32 and 8 of its 24 digits; float16, on a GPU, keeps 11 digits and less range, so the
+bfloat16 keeps the range of float32 and 8 of its 24 digits; float16, on a GPU, has 11 digits and less range, so the
 loss is scaled. Weights, their updates, probabilities, the loss and the statistics of batch normalisation stay float32.
 So does the stored model: its test predictions are computed in float32, on a GPU as well, and a CPU can verify them.
 """
