@@ -26,7 +26,6 @@ import tensorflow as tf
 
 from animals10.benchmark_cluster import measure_cluster
 from animals10.benchmark_frameworks import measure_frameworks
-from animals10.benchmark_gpu import measure_gpu
 from animals10.benchmark_pipeline import (
     draw_images,
     measure_cnns,
@@ -35,13 +34,13 @@ from animals10.benchmark_pipeline import (
     measure_notebook_01,
     measure_tables,
 )
-from animals10.benchmark_precision import frozen_pass, measure_onednn, measure_precision
+from animals10.benchmark_precision import frozen_pass, measure_gpu, measure_onednn, measure_precision
 from animals10.dataset import PUBLISHED_RESULTS
-from animals10.environment import configure_device
+from animals10.environment import configure_device, has_gpu
 from animals10.experiments import Experiment, Training
 from animals10.files import read_table
 from animals10.models import Transfer
-from animals10.precision import frozen_precision, has_gpu, in_precision, resolve_precision
+from animals10.precision import frozen_precision, in_precision, resolve_precision
 from animals10.preprocessing import resize_images, scan_images
 from animals10.search import FIRST_EPOCHS, search, transfer_space
 from animals10.settings import Settings
@@ -141,7 +140,7 @@ class Sizes:
 
         Args:
             views: Views of each training image.
-            float32: Where features for training are in 16 bits: what a pass in float32 takes, in passes in 16 bits.
+            float32: Where features for training are in 16-bit precision: what a float32 pass takes, in such passes.
                 Test predictions, and those of the validation set, come from the float32 network. Else 0.
         """
         if float32:

@@ -21,7 +21,7 @@ from animals10.cluster_connection import (
     on_machine,
     places,
 )
-from animals10.environment import count_threads, numeric_device
+from animals10.environment import count_threads, has_gpu, numeric_device
 from animals10.files import UserError, one_line
 from animals10.machine import wait_for
 from animals10.progress import tell
@@ -161,7 +161,7 @@ def _start_helpers(ray: Any, most: int) -> list[Any]:
         resources = context.get_assigned_resources()
         cpus, gpus = int(resources.get("CPU", 1)), resources.get("GPU", 0)
     else:
-        cpus, gpus = count_threads(), float(bool(tf.config.list_physical_devices("GPU")))
+        cpus, gpus = count_threads(), float(has_gpu())
     free = places(ray, cpus, gpus)
     if context.get_node_id() in free:
         free.remove(context.get_node_id())  # the place of this process

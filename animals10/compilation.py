@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 import keras
 import tensorflow as tf
 
+from animals10.environment import has_gpu
 from animals10.experiments import Training
 
 _compiled: "WeakKeyDictionary[keras.Model, Any]" = WeakKeyDictionary()  # what the graphs of a model were traced for
@@ -49,7 +50,7 @@ def compile_model(model: keras.Model, training: Training, steps: int, steps_per_
             return keras.losses.categorical_crossentropy(truth, probabilities, label_smoothing=smoothing)
 
     # XLA makes training on a CPU many times slower.
-    jit_compile = "auto" if tf.config.list_physical_devices("GPU") else False
+    jit_compile = "auto" if has_gpu() else False
     model.compile(
         optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile, steps_per_execution=steps_per_execution
     )

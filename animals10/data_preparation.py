@@ -62,7 +62,7 @@ class PreparedData:
         training: Gives the training batches from an epoch (from 0) on. Labels of training and validation are int32
             (n,), or float32 (n, classes) where the training configuration mixes images.
         validation: The validation batches.
-        test: The test batches; None where features are in 16 bits, in which no test image is evaluated.
+        test: The test batches; None where features are in 16-bit precision, in which none is evaluated.
         steps: Training steps per epoch.
         frozen_dropouts: Dropout layers that stay inactive in training, because nothing before them is trained.
         is_step_cheap: Whether a step takes less time than Python needs between two steps.
@@ -86,7 +86,7 @@ def prepare_data(
     context: Mapping[str, Any],
     cached: pd.DataFrame | None = None,
     shared: SharedImages | None = None,
-    plain: keras.Model | None = None,
+    float32_model: keras.Model | None = None,
 ) -> PreparedData:
     """Prepares training, validation and test data; computes the features that are not cached yet.
 
@@ -99,7 +99,8 @@ def prepare_data(
         context: The resolved settings.
         cached: The images whose features are cached, if they are more than those of `table`.
         shared: The images whose features other workspaces share, if they do: all of the splits are among them.
-        plain: The model in float32, if the other one is in 16 bits: it computes the features where that is faster.
+        float32_model: The model in float32, if the other one is in 16-bit precision. It computes the features where
+            that is faster.
 
     Raises:
         UserError: The training configuration asks for what the trained layers or the feature cache do not allow.
@@ -117,13 +118,13 @@ def prepare_data(
         )
     if layers:
         given = model, layers, context
-        if plain is not None and "frozen_precision" in context:
-            plain_layers = feature_layers_of(experiment.model, plain)
-            assert plain_layers, "the same network has feature layers in either precision"
-            given = plain, plain_layers, {**context, "precision": context["frozen_precision"]}
+        if float32_model is not None and "frozen_precision" in context:
+            float32_layers = feature_layers_of(experiment.model, float32_model)
+            assert float32_layers, "the same network has feature layers in either precision"
+            given = float32_model, float32_layers, {**context, "precision": context["frozen_precision"]}
         features = FeatureCache(settings, experiment, *given, shared)
         data = features.training_batches(table, training, context, table if cached is None else cached)
-        # In 16 bits, test images pass the float32 model alone.
+        # In 16-bit precision, test images pass the float32 model alone.
         test = features.evaluation_batches(splits.test, "test") if context["precision"] == "float32" else None
         parts = features.evaluation_batches(splits.val, "val"), test
         prepared = PreparedData(part, data, *parts, steps, frozen, is_step_cheap=layers.start == "pooled")

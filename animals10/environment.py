@@ -46,7 +46,7 @@ def configure_device(deterministic: bool = False, threads: int | None = None) ->
 
 
 def without_tf32() -> None:
-    """Makes a GPU compute float32 as such, not as TF32 with a 10-bit mantissa: then a CPU predicts the same."""
+    """Switches TF32 off, the 10-bit mantissa in which a GPU computes float32: a CPU would predict otherwise."""
     tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
@@ -56,9 +56,14 @@ def count_threads() -> int:
     return tf.config.threading.get_intra_op_parallelism_threads() or int(text or 0) or available_threads()
 
 
+def has_gpu() -> bool:
+    """Tells whether TensorFlow sees a GPU."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def numeric_device() -> Any:
     """Returns what of the device affects bitwise reproducibility, as JSON can hold it."""
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu():
         return device_name()
     return {"instructions": instruction_set(), "threads": count_threads(), "onednn": test_util.IsMklEnabled()}
 

@@ -136,7 +136,7 @@ def execute(job: Job) -> Run:
         write_table(table, settings.data / CLASS_BALANCES[training.class_balance])  # for people to open
     with damaged_images_named(settings, splits.train, splits.val, splits.test):
         given = settings, splits, job.experiment, trained, table, job.context
-        data = prepare_data(*given, shared=job.shared, plain=model if trained is not model else None)
+        data = prepare_data(*given, shared=job.shared, float32_model=model if trained is not model else None)
         # Before the training, which changes weights that are part of the key of a feature cache.
         evaluated = {part: _evaluated(job, model, trained, data, part) for part in ("test", "val")}
         clock["features"] = time.perf_counter()

@@ -137,10 +137,10 @@ def load_source(settings: Settings, name: str, calibrated: bool = False) -> Sour
 
 
 def as_float32(model: keras.Model) -> keras.Model:
-    """Returns a model that computes in float32; prints a line if it has layers in 16 bits, as a user's own may."""
+    """Returns a model that computes in float32; prints a line if a layer has another precision."""
     if all(layer.compute_dtype == "float32" for layer in model.layers):
         return model
-    print("The model has layers in 16 bits: it is exported, checked and timed in float32.")
+    print("The model has layers in 16-bit precision: it is exported, checked and timed in float32.")
     return in_precision(model, "float32")
 
 

@@ -1,8 +1,8 @@
-"""The compute precision of a run: float32, or 16 bits with float32 weights where the device multiplies in them.
+"""The compute precision of a run: float32, or 16-bit precision with float32 weights where the device has it.
 
-bfloat16 keeps the range of float32 and 8 of its 24 digits; float16, on a GPU, has 11 digits and less range, so the
-loss is scaled. Weights, their updates, probabilities, the loss and the statistics of batch normalisation stay float32.
-So does the stored model: its test predictions are computed in float32, on a GPU as well, and a CPU can verify them.
+bfloat16 has the range of float32 and 8 of its 24 significant bits. float16, on a GPU, has 11 of them and less range, so
+the loss is scaled. Weights, their updates, probabilities, the loss and the statistics of batch normalisation stay
+float32. So does the stored model: its test predictions are computed in float32, also on a GPU.
 """
 
 import platform
@@ -37,11 +37,6 @@ def multiplies_in_bfloat16() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     flags = "avx512_bf16|amx_bf16" if platform.machine() in ("x86_64", "AMD64") else "bf16"
     return cpuinfo.exists() and bool(re.search(rf"\b({flags})\b", cpuinfo.read_text()))
-
-
-def has_gpu() -> bool:
-    """Tells whether TensorFlow sees a GPU."""
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def resolve_precision(setting: str, architecture: Architecture, on_gpu: bool) -> str:

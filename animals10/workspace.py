@@ -10,11 +10,11 @@ from typing import Any
 from animals10.augmentation import AUGMENTATION_VERSION
 from animals10.catalogue import CATALOGUE
 from animals10.data_preparation import SharedImages
-from animals10.environment import configure_device
+from animals10.environment import configure_device, has_gpu
 from animals10.experiments import Experiment, digest
 from animals10.files import UserError, file_sha256, user_facing_os_errors
 from animals10.images import preprocessing_contract
-from animals10.precision import frozen_precision, has_gpu, resolve_precision
+from animals10.precision import frozen_precision, resolve_precision
 from animals10.preprocessing import resize_mode
 from animals10.runs import Run
 from animals10.settings import Settings
